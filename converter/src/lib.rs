@@ -1,1 +1,21 @@
-//! Under construction.
+//! Turns ternary checkpoints (safetensors and config.json) into `.btn` files.
+//!
+//! Reading a checkpoint takes four steps, one module each:
+//!
+//! 1. [`checkpoint`] finds the files and reads their headers; weights stay on disk ([`shard`]).
+//! 2. [`family`] decides whose checkpoint it is, from what it says and from what it holds.
+//! 3. [`config_json`] translates `config.json`, and [`names`] the tensor names, into the words of
+//!    [`bitnet_formats`]. Both also translate back, for whoever writes checkpoints.
+//! 4. [`source`] checks that every tensor is there once, and streams its rows.
+//!
+//! Weights are read sixteen rows at a time with plain reads, so memory does not grow with the
+//! checkpoint.
+#![deny(unsafe_code)]
+
+pub mod config_json;
+pub mod error;
+pub mod family;
+pub mod names;
+
+pub use error::{ConfigJsonError, ConvertError, HeaderError};
+pub use family::Family;
