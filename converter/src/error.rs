@@ -44,12 +44,10 @@ pub enum ConvertError {
         source: serde_json::Error,
     },
     /// A file beside the weights is larger than any real one.
-    #[error("{} has {bytes} bytes; at most {max} are read", path.display())]
+    #[error("{} has more than {max} bytes, the most that are read", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size.
-        bytes: u64,
         /// The cap.
         max: u64,
     },

@@ -12,10 +12,20 @@
 //! checkpoint.
 #![deny(unsafe_code)]
 
+pub mod checkpoint;
 pub mod config_json;
 pub mod error;
 pub mod family;
+pub mod groups;
 pub mod names;
+pub mod packed;
+pub mod rows;
+pub mod shard;
+pub mod sidecar;
+pub mod source;
 
+pub use checkpoint::Checkpoint;
+pub use config_json::CheckpointConfig;
 pub use error::{ConfigJsonError, ConvertError, HeaderError};
 pub use family::Family;
+pub use source::{CheckpointSource, Source};
