@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bitnet_formats::FormatError;
+use bitnet_runtime::RunError;
 use safetensors::Dtype;
 
 /// Why a checkpoint cannot be converted.
@@ -149,6 +151,21 @@ pub enum ConvertError {
         /// Its column.
         col: usize,
     },
+    /// A weight is too large for the type it should be stored in.
+    #[error(
+        "tensor {tensor} holds {value} at index {index}, which does not fit {dtype}; \
+         store it as f32 (--embedding f32)"
+    )]
+    DoesNotFit {
+        /// The tensor.
+        tensor: String,
+        /// Row-major index of the element.
+        index: u64,
+        /// The element.
+        value: f32,
+        /// The type asked for.
+        dtype: &'static str,
+    },
     /// A stored weight scale is zero, negative, infinite or not a number.
     #[error("tensor {tensor} holds the scale {value}; a scale is a finite number above zero")]
     BadScale {
@@ -157,6 +174,23 @@ pub enum ConvertError {
         /// The scale.
         value: f32,
     },
+    /// The output cannot be a file.
+    #[error("{} {reason}", path.display())]
+    Output {
+        /// The output.
+        path: PathBuf,
+        /// What stands in the way.
+        reason: &'static str,
+    },
+    /// The new file, read back, is not what was written.
+    #[error("the new file does not read back: {0}; is the disk sound?")]
+    ReadBack(#[from] FormatError),
+    /// The new file cannot be run.
+    #[error("the self-test cannot run: {0}")]
+    SelfTest(#[from] RunError),
+    /// The caller asked to stop.
+    #[error("stopped; nothing was written")]
+    Stopped,
 }
 
 impl ConvertError {

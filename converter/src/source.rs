@@ -69,6 +69,15 @@ impl<'c> CheckpointSource<'c> {
         })
     }
 
+    /// Type in which the checkpoint stores the embedding.
+    ///
+    /// # Errors
+    ///
+    /// Never, for a source that was made.
+    pub fn embedding_dtype(&self) -> Result<safetensors::Dtype, ConvertError> {
+        Ok(self.tensor(TensorRole::Embedding, None)?.info.dtype)
+    }
+
     fn tensor(
         &self,
         role: TensorRole,
