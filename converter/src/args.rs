@@ -16,6 +16,7 @@ use clap::{CommandFactory, Parser, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(
     version,
+    max_term_width = 100,
     override_usage = "bitnet-convert [OPTIONS] IN OUT.btn\n       \
                       bitnet-convert [OPTIONS] --dummy PRESET OUT.btn\n       \
                       bitnet-convert --inspect FILE.btn [--json]"

@@ -66,6 +66,11 @@ impl Checkpoint {
         &self.dir
     }
 
+    /// The files of the weights.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.shards.iter().map(Shard::path)
+    }
+
     /// The tensor of this name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<TensorRef<'_>> {

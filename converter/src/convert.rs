@@ -67,8 +67,8 @@ pub fn convert(
     output: &Path,
     conversion: Conversion<'_>,
 ) -> Result<Outcome, ConvertError> {
-    refuse_overwriting(input, output)?;
     let checkpoint = Checkpoint::open(input)?;
+    refuse_overwriting(&checkpoint, output)?;
     let sidecars = Sidecars::read(&checkpoint)?;
     let config = &sidecars.config;
     let source = CheckpointSource::new(&checkpoint, config.model, config.family)?;
@@ -95,18 +95,19 @@ pub fn convert_dummy(
     write(&source, sections, output, conversion)
 }
 
-/// The output must not be a file the input is read from.
-fn refuse_overwriting(input: &Path, output: &Path) -> Result<(), ConvertError> {
-    let same = match (fs::canonicalize(input), fs::canonicalize(output)) {
-        (Ok(input), Ok(output)) => input == output,
-        _ => false,
+/// The output must not be a file the weights are read from.
+fn refuse_overwriting(checkpoint: &Checkpoint, output: &Path) -> Result<(), ConvertError> {
+    // An output that has no canonical path does not exist yet.
+    let Ok(target) = fs::canonicalize(output) else {
+        return Ok(());
     };
-    if !same {
+    let is_target = |path: &Path| fs::canonicalize(path).is_ok_and(|path| path == target);
+    if !checkpoint.paths().any(is_target) {
         return Ok(());
     }
     Err(ConvertError::Output {
         path: output.to_owned(),
-        reason: "is the input; name another file",
+        reason: "is part of the input; name another file",
     })
 }
 

@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::Context;
 use bitnet_converter::convert::{FileBytes, Outcome};
 use bitnet_converter::inspect::Listing;
-use bitnet_converter::{Conversion, PackOptions, convert, convert_dummy};
+use bitnet_converter::{Conversion, ConvertError, PackOptions, convert, convert_dummy};
 use bitnet_formats::Archive;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -27,9 +27,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("bitnet-convert: {error:#}");
+            report(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints an error; the library's own already say their cause.
+fn report(error: &anyhow::Error) {
+    match error.downcast_ref::<ConvertError>() {
+        Some(error) => eprintln!("bitnet-convert: {error}"),
+        None => eprintln!("bitnet-convert: {error:#}"),
     }
 }
 
