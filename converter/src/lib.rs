@@ -10,7 +10,7 @@
 //!
 //! Writing takes four more:
 //!
-//! 5. [`write`] packs the tensors and collects a [`report`].
+//! 5. [`write`](mod@write) packs the tensors and collects a [`report`].
 //! 6. [`output`] keeps the unfinished file beside the final one, and removes it on any failure.
 //! 7. [`selftest`] runs the new file on fixed prompts and stores the hashes of their logits in it.
 //! 8. [`convert`](mod@convert) puts the steps in order; [`dummy`] feeds them random weights.
