@@ -1,7 +1,7 @@
 //! Attention of a block: either kind, over one set of buffers.
 
-use bitnet_formats::{Attention, ModelConfig};
 use bitnet_formats::quant::NonFinite;
+use bitnet_formats::{Attention, ModelConfig};
 use ndarray::Array2;
 
 use crate::model::grouped_attention::GroupedAttention;
@@ -67,7 +67,11 @@ pub struct AttentionGrads<T> {
 }
 
 /// `(input, gradients)` of one sequence, as weight gradients need them.
-pub type AttentionTerm<'a, T> = (&'a Activations<T>, &'a AttentionTape<T>, &'a AttentionGrads<T>);
+pub type AttentionTerm<'a, T> = (
+    &'a Activations<T>,
+    &'a AttentionTape<T>,
+    &'a AttentionGrads<T>,
+);
 
 impl<T: Real> AttentionTape<T> {
     /// Room for `len` tokens of a model.

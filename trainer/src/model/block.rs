@@ -157,7 +157,12 @@ impl<T: Real> Block<T> {
     /// Every BitLinear.
     pub fn linears(&self) -> Vec<&BitLinear<T>> {
         let mut linears: Vec<_> = self.attention.linears().into();
-        linears.extend([&self.o_proj, &self.gate_proj, &self.up_proj, &self.down_proj]);
+        linears.extend([
+            &self.o_proj,
+            &self.gate_proj,
+            &self.up_proj,
+            &self.down_proj,
+        ]);
         linears
     }
 
@@ -269,8 +274,14 @@ impl<T: Real> Block<T> {
         );
 
         let (x, d_x) = (&tape.attn_in.activations, &mut grads.hidden_in);
-        self.attention
-            .backward(x, rope, &mut tape.attention, head, &mut grads.attention, d_x);
+        self.attention.backward(
+            x,
+            rope,
+            &mut tape.attention,
+            head,
+            &mut grads.attention,
+            d_x,
+        );
         self.attn_norm
             .backward(&tape.input, d_x, &mut tape.attn_in, d_h);
     }

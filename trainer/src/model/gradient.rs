@@ -93,18 +93,21 @@ impl<T: Real> Model<T> {
     fn head_gradient(&mut self, batch: &[Example], weight: T, workers: &mut [Worker<T>]) {
         let pieces: Vec<_> = workers[0].seq.pieces().collect();
         for piece in pieces {
-            workers.par_iter_mut().zip(batch).for_each(|(worker, example)| {
-                self.piece_logits(&piece, &mut worker.seq);
-                for (i, target) in example.targets[piece.clone()].iter().enumerate() {
-                    let logits = row_mut(&mut worker.seq.logits, i);
-                    let target = *target as usize;
-                    worker.loss += cross_entropy::loss_and_gradient(logits, target, weight);
-                }
-                let d_logits = worker.seq.logits.slice(s![..piece.len(), ..]);
-                let d_last = worker.d_last.slice_mut(s![piece.clone(), ..]);
-                let head = self.head.as_ref().unwrap_or(&self.embedding);
-                gemm(T::one(), d_logits, head.value.view(), T::zero(), d_last);
-            });
+            workers
+                .par_iter_mut()
+                .zip(batch)
+                .for_each(|(worker, example)| {
+                    self.piece_logits(&piece, &mut worker.seq);
+                    for (i, target) in example.targets[piece.clone()].iter().enumerate() {
+                        let logits = row_mut(&mut worker.seq.logits, i);
+                        let target = *target as usize;
+                        worker.loss += cross_entropy::loss_and_gradient(logits, target, weight);
+                    }
+                    let d_logits = worker.seq.logits.slice(s![..piece.len(), ..]);
+                    let d_last = worker.d_last.slice_mut(s![piece.clone(), ..]);
+                    let head = self.head.as_ref().unwrap_or(&self.embedding);
+                    gemm(T::one(), d_logits, head.value.view(), T::zero(), d_last);
+                });
             let terms: Vec<_> = workers
                 .iter()
                 .map(|worker| {

@@ -168,12 +168,8 @@ impl<T: Real> LatentAttention<T> {
         self.kv_b_proj
             .backward_input(&grads.kv_b, T::zero(), &mut grads.latent);
         divide_by_scales(&mut grads.kv_b, &tape.latent.activations.scales);
-        self.kv_a_norm.backward(
-            &tape.kv_a,
-            &grads.latent,
-            &mut tape.latent,
-            &mut grads.kv_a,
-        );
+        self.kv_a_norm
+            .backward(&tape.kv_a, &grads.latent, &mut tape.latent, &mut grads.kv_a);
     }
 
     /// Queues the weight gradients and adds the norm's, over the sequences of a batch.

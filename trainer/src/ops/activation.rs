@@ -8,7 +8,11 @@ use crate::real::Real;
 fn sigmoid<T: Real>(x: T) -> T {
     let e = (-x.abs()).exp_negative();
     let positive = T::one() / (T::one() + e);
-    if x < T::zero() { e * positive } else { positive }
+    if x < T::zero() {
+        e * positive
+    } else {
+        positive
+    }
 }
 
 fn relu<T: Real>(x: T) -> T {

@@ -142,7 +142,13 @@ impl<T: Real> HeadBuffers<T> {
         let k = self.k.slice(s![..end, ..]);
         gemm(one, p.t(), d_out, one, self.d_v.slice_mut(s![..end, ..]));
         gemm(scale, d_s.t(), q, one, self.d_k.slice_mut(s![..end, ..]));
-        gemm(scale, d_s, k, T::zero(), self.d_q.slice_mut(s![start..end, ..]));
+        gemm(
+            scale,
+            d_s,
+            k,
+            T::zero(),
+            self.d_q.slice_mut(s![start..end, ..]),
+        );
     }
 }
 
@@ -188,7 +194,11 @@ mod tests {
     #[test]
     fn gradients_match_finite_differences() {
         for (len, qk, vd) in [(5, 4, 3), (TILE + 3, 2, 2)] {
-            let (q, k, v) = (normals(1, len * qk), normals(2, len * qk), normals(3, len * vd));
+            let (q, k, v) = (
+                normals(1, len * qk),
+                normals(2, len * qk),
+                normals(3, len * vd),
+            );
             let weights = normals(4, len * vd);
             let loss =
                 |q: &[f64], k: &[f64], v: &[f64]| dot(&weights, flat(&head(len, q, k, v).0.out));
@@ -205,7 +215,11 @@ mod tests {
     #[test]
     fn equals_the_definition() {
         let (len, dim) = (2 * TILE + 1, 4);
-        let (q, k, v) = (normals(1, len * dim), normals(2, len * dim), normals(3, len * dim));
+        let (q, k, v) = (
+            normals(1, len * dim),
+            normals(2, len * dim),
+            normals(3, len * dim),
+        );
         let (fast, _) = head(len, &q, &k, &v);
         let at = |a: &[f64], i: usize| a[i * dim..(i + 1) * dim].to_vec();
         for i in 0..len {

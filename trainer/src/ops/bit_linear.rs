@@ -258,9 +258,7 @@ mod tests {
         for o in 0..OUTPUTS {
             for i in 0..INPUTS {
                 let closed: f64 = (0..LEN)
-                    .map(|t| {
-                        weights[t * OUTPUTS + o] * a.codes[[t, i]] / f64::from(a.scales[t])
-                    })
+                    .map(|t| weights[t * OUTPUTS + o] * a.codes[[t, i]] / f64::from(a.scales[t]))
                     .sum();
                 assert!((d_w[[o, i]] - closed).abs() < 1e-6, "d_w {o} {i}");
             }

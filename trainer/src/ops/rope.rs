@@ -34,7 +34,11 @@ impl<T: Real> Rope<T> {
     /// Turns one head of one token in place: `x1 c - x2 s`, `x2 c + x1 s`.
     pub fn rotate(&self, pos: usize, head: &mut [T]) {
         let (low, high) = head.split_at_mut(head.len() / 2);
-        for (i, (c, s)) in row(&self.cos, pos).iter().zip(row(&self.sin, pos)).enumerate() {
+        for (i, (c, s)) in row(&self.cos, pos)
+            .iter()
+            .zip(row(&self.sin, pos))
+            .enumerate()
+        {
             let (x1, x2) = (low[i], high[i]);
             low[i] = x1 * *c - x2 * *s;
             high[i] = x2 * *c + x1 * *s;
@@ -44,7 +48,11 @@ impl<T: Real> Rope<T> {
     /// Turns a gradient back: the transpose of [`Rope::rotate`].
     pub fn rotate_back(&self, pos: usize, head: &mut [T]) {
         let (low, high) = head.split_at_mut(head.len() / 2);
-        for (i, (c, s)) in row(&self.cos, pos).iter().zip(row(&self.sin, pos)).enumerate() {
+        for (i, (c, s)) in row(&self.cos, pos)
+            .iter()
+            .zip(row(&self.sin, pos))
+            .enumerate()
+        {
             let (g1, g2) = (low[i], high[i]);
             low[i] = g1 * *c + g2 * *s;
             high[i] = g2 * *c - g1 * *s;
