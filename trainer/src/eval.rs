@@ -110,7 +110,7 @@ mod tests {
         for n in 2..20u32 {
             let ids: Vec<u32> = (0..n).collect();
             for context in 1..22 {
-                let mut predicted = Vec::new();
+                let mut predicted: Vec<u32> = Vec::new();
                 for (w, (inputs, targets)) in windows(&ids, context).enumerate() {
                     assert_eq!(inputs[0] as usize, w * context);
                     assert!(inputs.iter().zip(targets).all(|(x, y)| x + 1 == *y));
