@@ -123,15 +123,13 @@ impl<T: Real> GroupedAttention<T> {
         terms: &[AttentionTerm<'a, T>],
         jobs: &mut Vec<GradientJob<'a, T>>,
     ) {
-        let outputs: [fn(&AttentionGrads<T>) -> &Array2<T>; 3] =
-            [|g| &g.q, |g| &g.kv_a, |g| &g.kv_b];
-        for (linear, d_y) in self.linears_mut().into_iter().zip(outputs) {
-            let terms: Vec<_> = terms
-                .iter()
-                .map(|(x, _, grads)| (d_y(grads).view(), x.codes.view()))
-                .collect();
-            gradient_jobs(&mut linear.weight.grad, &terms, jobs);
-        }
+        let of = |d_y: fn(&AttentionGrads<T>) -> &Array2<T>| -> Vec<_> {
+            let term = |(x, _, g): &AttentionTerm<'a, T>| (d_y(g).view(), x.codes.view());
+            terms.iter().map(term).collect()
+        };
+        gradient_jobs(&mut self.q_proj.weight.grad, &of(|g| &g.q), jobs);
+        gradient_jobs(&mut self.k_proj.weight.grad, &of(|g| &g.kv_a), jobs);
+        gradient_jobs(&mut self.v_proj.weight.grad, &of(|g| &g.kv_b), jobs);
     }
 
     fn gather_head(&self, tape: &AttentionTape<T>, h: usize, head: &mut HeadBuffers<T>) {

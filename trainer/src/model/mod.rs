@@ -256,7 +256,7 @@ impl<T: Real> Model<T> {
         for piece in seq.pieces() {
             self.piece_logits(&piece, seq);
             for (i, target) in targets[piece].iter().enumerate() {
-                sum += cross_entropy::loss(row(&seq.logits, i), *target as usize);
+                sum += cross_entropy::loss(row_mut(&mut seq.logits, i), *target as usize);
             }
         }
         Ok(sum)

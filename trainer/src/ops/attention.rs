@@ -7,7 +7,7 @@
 use ndarray::{Array2, ArrayViewMut2, s};
 
 use crate::ops::gemm::gemm;
-use crate::ops::rms_norm::dot;
+use crate::ops::reduce::{dot, maximum, sum};
 use crate::real::Real;
 use crate::tensor::{row, zeros};
 
@@ -89,8 +89,8 @@ impl<T: Real> HeadBuffers<T> {
             let end = len.min(start + TILE);
             self.tile_scores(start, end);
             self.tile_d_probabilities(start, end);
-            for i in start..end {
-                self.row_d_scores(start, i, end, log_sum_exp[i]);
+            for (i, lse) in (start..end).zip(&log_sum_exp[start..end]) {
+                self.row_d_scores(start, i, end, *lse);
             }
             self.tile_gradients(start, end);
         }
@@ -160,14 +160,11 @@ fn tile<T>(buffer: &mut Array2<T>, start: usize, end: usize) -> ArrayViewMut2<'_
 fn causal_softmax<T: Real>(scores: &mut [T], i: usize) -> T {
     let (seen, masked) = scores.split_at_mut(i + 1);
     masked.fill(T::zero());
-    let max = seen
-        .iter()
-        .fold(T::neg_infinity(), |m, x| if *x > m { *x } else { m });
-    let mut sum = T::zero();
+    let max = maximum(seen);
     for x in seen.iter_mut() {
         *x = (*x - max).exp_negative();
-        sum += *x;
     }
+    let sum = sum(seen);
     for x in seen {
         *x /= sum;
     }

@@ -8,6 +8,7 @@ pub mod attention;
 pub mod bit_linear;
 pub mod cross_entropy;
 pub mod gemm;
+pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 

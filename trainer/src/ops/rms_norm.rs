@@ -1,34 +1,7 @@
 //! RMSNorm on one token: `y = (x * r) * gain`, `r = 1 / sqrt(mean(x^2) + eps)`.
 
+use crate::ops::reduce::{dot, dot3};
 use crate::real::Real;
-
-const LANES: usize = 16;
-
-/// Sum of products: lane `i mod 16`, then lanes folded 8, 4, 2, 1, as the runtime sums.
-pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let mut lanes = [T::zero(); LANES];
-    let (a_blocks, a_tail) = a.as_chunks::<LANES>();
-    let (b_blocks, b_tail) = b.as_chunks::<LANES>();
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
-        for i in 0..LANES {
-            lanes[i] += a[i] * b[i];
-        }
-    }
-    for (lane, (a, b)) in lanes.iter_mut().zip(a_tail.iter().zip(b_tail)) {
-        *lane += *a * *b;
-    }
-    fold(lanes)
-}
-
-fn fold<T: Real>(mut lanes: [T; LANES]) -> T {
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            let upper = lanes[i + width];
-            lanes[i] += upper;
-        }
-    }
-    lanes[0]
-}
 
 /// Norms one token into `y` and returns `r`.
 pub fn forward<T: Real>(x: &[T], gain: &[T], eps: T, y: &mut [T]) -> T {
@@ -44,14 +17,12 @@ pub fn forward<T: Real>(x: &[T], gain: &[T], eps: T, y: &mut [T]) -> T {
 ///
 /// With `u = d_y * gain`: `d_gain = d_y * x * r`, `d_x = r * (u - x * (r^2 / n) * <u, x>)`.
 pub fn backward<T: Real>(x: &[T], gain: &[T], r: T, d_y: &[T], d_x: &mut [T], d_gain: &mut [T]) {
-    let mut inner = [T::zero(); LANES];
-    for (i, ((d_y, gain), x)) in d_y.iter().zip(gain).zip(x).enumerate() {
-        inner[i % LANES] += *d_y * *gain * *x;
-    }
-    let pull = fold(inner) * r * r / T::from_f64(x.len() as f64);
-    for (i, d_x) in d_x.iter_mut().enumerate() {
-        d_gain[i] += d_y[i] * x[i] * r;
-        *d_x += r * (d_y[i] * gain[i] - x[i] * pull);
+    let pull = dot3(d_y, gain, x) * r * r / T::from_f64(x.len() as f64);
+    let weights = gain.iter().zip(d_gain);
+    let tokens = x.iter().zip(d_y).zip(d_x);
+    for (((x, d_y), d_x), (gain, d_gain)) in tokens.zip(weights) {
+        *d_gain += *d_y * *x * r;
+        *d_x += r * (*d_y * *gain - *x * pull);
     }
 }
 
