@@ -237,7 +237,14 @@ impl<'a> Run<'a> {
     fn evaluate(&mut self, record: &mut Record) -> Result<Evaluation> {
         let model = self.trainer.model();
         let train = &self.trainer.settings().train;
-        let found = evaluate(model, &self.data.validation, train.context)?;
+        // The text and the context are checked by now: what can fail is the arithmetic.
+        let found = evaluate(model, &self.data.validation, train.context).map_err(|e| {
+            Error::NonFinite {
+                step: record.step,
+                what: format!("validation: {e}"),
+                out: self.folder.path().into(),
+            }
+        })?;
         record.val_loss = Some(found.nats_per_token);
         record.val_bits_per_byte = Some(found.bits_per_byte);
         record.zero_share = Some(model.zero_share());

@@ -45,6 +45,9 @@ pub fn sample(
         let logits = model
             .next_logits(seen, &mut seq)
             .map_err(|e| Error::Data(e.to_string()))?;
+        if logits.iter().any(|x| !x.is_finite()) {
+            return Err(Error::Data("a logit is infinite or not a number".into()));
+        }
         ids.push(choose(logits, options, &mut rng));
     }
     tokenizer.decode(&ids[prompt_tokens..])

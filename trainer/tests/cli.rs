@@ -32,8 +32,7 @@ struct Outcome {
 }
 
 fn run(folder: &Path, args: &[&str]) -> Outcome {
-    let output = Command::cargo_bin("bitnet-trainer")
-        .unwrap()
+    let output = Command::new(assert_cmd::cargo::cargo_bin!("bitnet-trainer"))
         .current_dir(folder)
         .args(args)
         .output()
@@ -89,6 +88,100 @@ fn fit_eval_and_sample_work_together() {
     let sampled = run(place.path(), &greedy);
     assert!(sampled.stdout.starts_with("She was"), "{}", sampled.stderr);
     assert_eq!(sampled.stdout, run(place.path(), &greedy).stdout);
+}
+
+/// A tokenizer that is given is the one that is stored.
+#[test]
+fn a_given_tokenizer_is_used() {
+    let place = place();
+    assert_eq!(run(place.path(), &fit(&[])).code, 0);
+    let args = [
+        "fit",
+        "--data",
+        "text.txt",
+        "--out",
+        "second",
+        "--tokenizer",
+        "run/tokenizer.json",
+    ];
+    let small = SMALL
+        .into_iter()
+        .filter(|arg| !["--tokenizer", "byte"].contains(arg));
+    let args: Vec<_> = args.into_iter().chain(small).collect();
+    let outcome = run(place.path(), &args);
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    let read = |name: &str| fs::read(place.path().join(name)).unwrap();
+    assert_eq!(read("run/tokenizer.json"), read("second/tokenizer.json"));
+    assert_eq!(
+        read("run/model.safetensors"),
+        read("second/model.safetensors")
+    );
+}
+
+/// Ctrl-C: the step is finished, the run saved, the exit code 0, and the run goes on from there.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_saves_and_exits_cleanly() {
+    use std::process::{Command as Process, Stdio};
+    let place = place();
+    let mut args = fit(&[]);
+    let steps = args.iter().position(|arg| *arg == "4").unwrap();
+    args[steps] = "1000000";
+    let child = Process::new(assert_cmd::cargo::cargo_bin!("bitnet-trainer"))
+        .current_dir(place.path())
+        .args(&args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let metrics = place.path().join("run/metrics.jsonl");
+    while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let pid = child.id().to_string();
+    assert!(
+        Process::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains("saved at step") && said.contains("--resume"),
+        "{said}"
+    );
+    let lines = fs::read_to_string(&metrics)
+        .unwrap()
+        .lines()
+        .count()
+        .to_string();
+    let more = (lines.parse::<u64>().unwrap() + 2).to_string();
+    let resume = [
+        "fit",
+        "--data",
+        "text.txt",
+        "--out",
+        "run",
+        "--resume",
+        "--stop-at",
+        &more,
+    ];
+    let resumed = run(place.path(), &resume);
+    assert!(
+        resumed
+            .stderr
+            .contains(&format!("going on from step {lines}")),
+        "{}",
+        resumed.stderr
+    );
+    assert!(
+        resumed.stdout.contains(&format!("saved at step {more}")),
+        "{}",
+        resumed.stdout
+    );
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::ops::rope::Rope;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
 use crate::rng::{Rng, Stream};
-use crate::tensor::{flat, row, row_mut, zeros};
+use crate::tensor::{row, row_mut, zeros};
 
 use bitnet_formats::quant::NonFinite;
 use rayon::prelude::*;
@@ -299,18 +299,5 @@ impl<T: Real> Model<T> {
         let logits = seq.logits.slice_mut(s![..piece.len(), ..]);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         gemm(T::one(), hidden, head.value.t(), T::zero(), logits);
-    }
-
-    /// True if every parameter is finite; otherwise the name of one that is not.
-    ///
-    /// # Errors
-    ///
-    /// The public name of the first tensor with an infinite value or NaN.
-    pub fn check_finite(&self) -> Result<(), String> {
-        let broken = |param: &&Param<T>| flat(&param.value).iter().any(|w| !w.is_finite());
-        match self.params().into_iter().find(broken) {
-            Some(param) => Err(param.name.clone()),
-            None => Ok(()),
-        }
     }
 }
