@@ -1,1 +1,49 @@
-//! Under construction.
+//! Turns ternary checkpoints (safetensors and config.json) into `.btn` files.
+//!
+//! Reading a checkpoint takes four steps, one module each:
+//!
+//! 1. [`checkpoint`] finds the files and reads their headers; weights stay on disk ([`shard`]).
+//! 2. [`family`] decides whose checkpoint it is, from what it says and from what it holds.
+//! 3. [`config_json`] translates `config.json`, and [`names`] the tensor names, into the words of
+//!    [`bitnet_formats`]. Both also translate back, for whoever writes checkpoints.
+//! 4. [`source`] checks that every tensor is there once, and streams its rows.
+//!
+//! Writing takes four more:
+//!
+//! 5. [`write`](mod@write) packs the tensors and collects a [`report`].
+//! 6. [`output`] keeps the unfinished file beside the final one, and removes it on any failure.
+//! 7. [`selftest`] runs the new file on fixed prompts and stores the hashes of their logits in it.
+//! 8. [`convert`](mod@convert) puts the steps in order; [`dummy`] feeds them random weights.
+//!
+//! Weights are read sixteen rows at a time with plain reads, so memory does not grow with the
+//! checkpoint.
+#![deny(unsafe_code)]
+
+pub mod checkpoint;
+pub mod config_json;
+pub mod convert;
+pub mod dummy;
+pub mod error;
+pub mod family;
+pub mod groups;
+pub mod inspect;
+pub mod names;
+pub mod output;
+pub mod packed;
+pub mod report;
+pub mod rows;
+pub mod selftest;
+pub mod shard;
+pub mod sidecar;
+pub mod source;
+pub mod write;
+
+pub use checkpoint::Checkpoint;
+pub use config_json::CheckpointConfig;
+pub use convert::{Conversion, convert, convert_dummy};
+pub use dummy::DummySource;
+pub use error::{ConfigJsonError, ConvertError, HeaderError};
+pub use family::Family;
+pub use report::Report;
+pub use source::{CheckpointSource, Source};
+pub use write::{EmbeddingType, PackOptions};

@@ -7,16 +7,36 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![deny(unsafe_code)]
 
+pub mod archive;
 pub mod config;
+pub mod dtype;
+pub mod error;
 pub mod float;
+pub mod header;
+pub mod metadata;
 pub mod presets;
 pub mod quant;
 pub mod schema;
+pub mod section;
 pub mod ternary;
+mod verify;
+#[cfg(feature = "std")]
+pub mod writer;
+
+#[cfg(test)]
+mod damage;
+
+pub use archive::Archive;
 
 pub use config::{
     Activation, Attention, ConfigError, ModelConfig, Norms, Rope, RopePairing, WeightScale,
 };
+pub use dtype::{Dtype, MatrixView, Row, VectorView};
+pub use error::FormatError;
+pub use metadata::KvType;
 pub use presets::Preset;
 pub use schema::{TensorClass, TensorRole, TensorSpec};
+pub use section::SectionKind;
 pub use ternary::{TernaryLayout, TernaryView};
+#[cfg(feature = "std")]
+pub use writer::{ArchiveWriter, FinishedArchive};

@@ -1,0 +1,184 @@
+//! The command line, from flags to a validated command.
+
+use std::path::PathBuf;
+
+use bitnet_converter::{EmbeddingType, PackOptions};
+use bitnet_formats::{Preset, TernaryLayout};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, ValueEnum};
+
+/// Packs a ternary checkpoint into one .btn file.
+///
+/// IN is a safetensors file, an index of shards (model.safetensors.index.json) or a folder with one
+/// of them. config.json must stand beside it; tokenizer.json, generation_config.json, the chat
+/// template and a LICENSE file go into the output where they are there. OUT is replaced if it
+/// exists, and only by a complete file that has been read back.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    override_usage = "bitnet-convert [OPTIONS] IN OUT.btn\n       \
+                      bitnet-convert [OPTIONS] --dummy PRESET OUT.btn\n       \
+                      bitnet-convert --inspect FILE.btn [--json]"
+)]
+struct Args {
+    /// IN and OUT; OUT alone with --dummy.
+    #[arg(value_name = "FILE", required_unless_present = "inspect")]
+    files: Vec<PathBuf>,
+
+    /// How embedding and head are stored; "source" keeps the type of the checkpoint.
+    #[arg(long, value_name = "TYPE", default_value = "i8")]
+    embedding: Embedding,
+
+    /// How ternary matrices are packed: t5 is 1.6 bits per weight, t2 is 2 bits and faster to
+    /// decode. Matrices of few columns are stored as t2 where that is no larger.
+    #[arg(long, value_name = "LAYOUT", default_value = "t5")]
+    pack: Pack,
+
+    /// Writes a model of this shape with random weights, for benchmarks: nano, tiny, small,
+    /// bitnet-700m, bitnet-large or bitnet-2b4t.
+    #[arg(long, value_name = "PRESET", value_parser = preset)]
+    dummy: Option<Preset>,
+
+    /// Seed of the random weights.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "dummy")]
+    seed: u64,
+
+    /// Leaves the self-test vectors out: the new file is checked but not run.
+    #[arg(long)]
+    no_self_test: bool,
+
+    /// Prints header, sections and tensors of a .btn file, after reading every byte of it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["files", "dummy"])]
+    inspect: Option<PathBuf>,
+
+    /// Prints results as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Embedding {
+    Source,
+    F32,
+    F16,
+    Bf16,
+    I8,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Pack {
+    T5,
+    T2,
+}
+
+/// What to do, and how to print the result.
+#[derive(Debug)]
+pub(crate) struct Command {
+    /// What to do.
+    pub(crate) action: Action,
+    /// True to print JSON.
+    pub(crate) json: bool,
+}
+
+/// What to do.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// List a file.
+    Inspect(PathBuf),
+    /// Write one.
+    Write {
+        /// From what.
+        from: Input,
+        /// The output.
+        output: PathBuf,
+        /// How tensors are stored.
+        pack: PackOptions,
+        /// True to run the new file.
+        self_test: bool,
+    },
+}
+
+/// Where the weights come from.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A checkpoint.
+    Checkpoint(PathBuf),
+    /// A shape and a seed.
+    Dummy(Preset, u64),
+}
+
+impl Command {
+    /// Parses the process's arguments; leaves with status 2 where they make no sense.
+    pub(crate) fn from_env() -> Self {
+        let args = Args::parse();
+        let json = args.json;
+        match args.action() {
+            Ok(action) => Self { action, json },
+            Err(message) => Args::command()
+                .error(ErrorKind::WrongNumberOfValues, message)
+                .exit(),
+        }
+    }
+}
+
+impl Args {
+    fn action(self) -> Result<Action, &'static str> {
+        if let Some(file) = self.inspect {
+            return Ok(Action::Inspect(file));
+        }
+        let pack = PackOptions {
+            embedding: self.embedding.into(),
+            layout: self.pack.into(),
+        };
+        let (from, output) = input_and_output(self.dummy, self.seed, self.files)?;
+        Ok(Action::Write {
+            from,
+            output,
+            pack,
+            self_test: !self.no_self_test,
+        })
+    }
+}
+
+fn input_and_output(
+    dummy: Option<Preset>,
+    seed: u64,
+    files: Vec<PathBuf>,
+) -> Result<(Input, PathBuf), &'static str> {
+    let mut files = files.into_iter();
+    match (dummy, files.next(), files.next(), files.next()) {
+        (Some(preset), Some(output), None, None) => Ok((Input::Dummy(preset, seed), output)),
+        (Some(_), ..) => Err("--dummy takes one file, the output"),
+        (None, Some(input), Some(output), None) => Ok((Input::Checkpoint(input), output)),
+        (None, ..) => Err("expected two files, input and output"),
+    }
+}
+
+fn preset(name: &str) -> Result<Preset, String> {
+    Preset::from_name(name).ok_or_else(|| {
+        let names = Preset::ALL.map(Preset::name).join(", ");
+        format!("presets are {names}")
+    })
+}
+
+impl From<Embedding> for EmbeddingType {
+    fn from(embedding: Embedding) -> Self {
+        match embedding {
+            Embedding::Source => Self::Source,
+            Embedding::F32 => Self::F32,
+            Embedding::F16 => Self::F16,
+            Embedding::Bf16 => Self::BF16,
+            Embedding::I8 => Self::I8,
+        }
+    }
+}
+
+impl From<Pack> for TernaryLayout {
+    fn from(pack: Pack) -> Self {
+        match pack {
+            Pack::T5 => Self::T5R16,
+            Pack::T2 => Self::T2R16,
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! `bitnet-convert`: packs ternary checkpoints into `.btn` files, and lists what those hold.
+#![deny(unsafe_code)]
+
+mod args;
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::Context;
+use bitnet_converter::convert::{FileBytes, Outcome};
+use bitnet_converter::inspect::Listing;
+use bitnet_converter::{Conversion, ConvertError, PackOptions, convert, convert_dummy};
+use bitnet_formats::Archive;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::args::{Action, Command, Input};
+
+fn main() -> ExitCode {
+    let command = Command::from_env();
+    match run(&command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints an error; the library's own already say their cause.
+fn report(error: &anyhow::Error) {
+    match error.downcast_ref::<ConvertError>() {
+        Some(error) => eprintln!("bitnet-convert: {error}"),
+        None => eprintln!("bitnet-convert: {error:#}"),
+    }
+}
+
+/// A reader that has seen enough is no failure.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn run(command: &Command) -> anyhow::Result<()> {
+    match &command.action {
+        Action::Inspect(file) => inspect(file, command.json),
+        Action::Write {
+            from,
+            output,
+            pack,
+            self_test,
+        } => {
+            let outcome = write(from, output, *pack, *self_test)?;
+            print_outcome(&outcome, command.json)
+        }
+    }
+}
+
+fn inspect(path: &Path, json: bool) -> anyhow::Result<()> {
+    let name = || path.display().to_string();
+    let file = File::open(path).with_context(|| format!("cannot open {}", name()))?;
+    let bytes = map(&file).with_context(|| format!("cannot read {}", name()))?;
+    let archive = Archive::open(&bytes).with_context(name)?;
+    archive.verify().with_context(name)?;
+    let listing = Listing(&archive);
+    let mut out = io::stdout().lock();
+    match json {
+        true => writeln!(out, "{:#}", listing.to_json())?,
+        false => write!(out, "{listing}")?,
+    }
+    Ok(())
+}
+
+fn write(
+    from: &Input,
+    output: &Path,
+    pack: PackOptions,
+    self_test: bool,
+) -> anyhow::Result<Outcome> {
+    let bar = progress_bar();
+    let stop = stop_on_interrupt()?;
+    let start = Instant::now();
+    let conversion = Conversion {
+        pack,
+        self_test,
+        read_back: map,
+        progress: &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+            match stop.load(Ordering::Relaxed) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        },
+    };
+    let outcome = match from {
+        Input::Checkpoint(input) => convert(input, output, conversion)?,
+        Input::Dummy(preset, seed) => convert_dummy(*preset, *seed, output, conversion)?,
+    };
+    bar.finish_and_clear();
+    summarise(from, output, &outcome, start.elapsed().as_secs_f64());
+    Ok(outcome)
+}
+
+fn summarise(from: &Input, output: &Path, outcome: &Outcome, seconds: f64) {
+    if !outcome.has_tokenizer && matches!(from, Input::Checkpoint(_)) {
+        eprintln!(
+            "warning: no tokenizer.json beside the checkpoint; the model takes token ids only"
+        );
+    }
+    let (output, bytes) = (output.display(), outcome.file_bytes);
+    eprintln!("wrote {output}: {bytes} bytes in {seconds:.1} s");
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn progress_bar() -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    const TEMPLATE: &str = "{bar:40} {percent} %, {human_pos} weights, {per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(TEMPLATE);
+    let bar = ProgressBar::no_length();
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Ctrl-C stops between two row groups, so that the partial file is removed.
+fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+        .context("cannot listen for Ctrl-C")?;
+    Ok(stop)
+}
+
+fn print_outcome(outcome: &Outcome, json: bool) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        let mut value = outcome.report.to_json();
+        value["file_bytes"] = outcome.file_bytes.into();
+        writeln!(out, "{value:#}")?;
+    } else {
+        write!(out, "{}", outcome.report)?;
+        writeln!(out, "file: {} bytes", outcome.file_bytes)?;
+    }
+    Ok(())
+}
+
+/// Maps a file into memory.
+#[allow(
+    unsafe_code,
+    reason = "a memory map is as sound as the file is left alone"
+)]
+fn map(file: &File) -> io::Result<FileBytes> {
+    // SAFETY: the bytes must not change while they are mapped. Nobody else knows the name of the
+    // file that is being written; the one that is listed is the user's, who is told by its
+    // checksums if it changes, and bytes are never trusted to be valid.
+    let map = unsafe { memmap2::Mmap::map(file) }?;
+    Ok(Box::new(map))
+}

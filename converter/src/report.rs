@@ -1,0 +1,174 @@
+//! What a conversion did, by kind of tensor.
+
+use std::fmt;
+
+use bitnet_formats::{Dtype, TensorRole, TensorSpec};
+use serde_json::{Value, json};
+
+/// What became of the tensors of one role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// Their role.
+    pub role: TensorRole,
+    /// How they are stored.
+    pub dtype: Dtype,
+    /// How many there are.
+    pub tensors: u64,
+    /// Their weights together.
+    pub weights: u64,
+    /// Bytes they take, padding of rows and columns included.
+    pub bytes: u64,
+    /// Zeros among the weights; ternary tensors only.
+    pub zeros: Option<u64>,
+}
+
+/// The kinds in file order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    kinds: Vec<Kind>,
+}
+
+impl Report {
+    /// Adds a tensor.
+    pub fn add(&mut self, spec: &TensorSpec, dtype: Dtype, zeros: Option<u64>) {
+        let place = self.kinds.iter().position(|kind| kind.role == spec.role);
+        let place = place.unwrap_or_else(|| {
+            self.kinds.push(Kind::empty(spec.role, dtype));
+            self.kinds.len() - 1
+        });
+        let kind = &mut self.kinds[place];
+        kind.tensors += 1;
+        kind.weights += spec.rows as u64 * spec.cols as u64;
+        kind.bytes += dtype.payload_bytes(spec.rows, spec.cols);
+        if let Some(zeros) = zeros {
+            *kind.zeros.get_or_insert(0) += zeros;
+        }
+    }
+
+    /// The kinds.
+    #[must_use]
+    pub fn kinds(&self) -> &[Kind] {
+        &self.kinds
+    }
+
+    /// All ternary tensors, and all tensors.
+    fn totals(&self) -> [(&'static str, Total); 2] {
+        let ternary = |kind: &&Kind| kind.zeros.is_some();
+        [
+            ("all ternary", Total::of(self.kinds.iter().filter(ternary))),
+            ("all", Total::of(self.kinds.iter())),
+        ]
+    }
+
+    /// The report for scripts.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let kinds = self
+            .kinds
+            .iter()
+            .copied()
+            .map(Kind::to_json)
+            .collect::<Vec<_>>();
+        let [(_, ternary), (_, all)] = self.totals();
+        json!({ "kinds": kinds, "ternary": ternary.to_json(), "total": all.to_json() })
+    }
+}
+
+impl Kind {
+    const fn empty(role: TensorRole, dtype: Dtype) -> Self {
+        Self {
+            role,
+            dtype,
+            tensors: 0,
+            weights: 0,
+            bytes: 0,
+            zeros: None,
+        }
+    }
+
+    fn total(&self) -> Total {
+        Total::of(std::iter::once(self))
+    }
+
+    fn to_json(self) -> Value {
+        let mut json = self.total().to_json();
+        json["role"] = json!(self.role.name());
+        json["dtype"] = json!(self.dtype.name());
+        json
+    }
+}
+
+/// A line of the report.
+#[derive(Clone, Copy, Default)]
+struct Total {
+    tensors: u64,
+    weights: u64,
+    bytes: u64,
+    zeros: Option<u64>,
+}
+
+impl Total {
+    /// The sum; of zeros only where every kind counts them.
+    fn of<'k>(kinds: impl Iterator<Item = &'k Kind>) -> Self {
+        let start = Self {
+            zeros: Some(0),
+            ..Self::default()
+        };
+        kinds.fold(start, |total, kind| Self {
+            tensors: total.tensors + kind.tensors,
+            weights: total.weights + kind.weights,
+            bytes: total.bytes + kind.bytes,
+            zeros: total.zeros.zip(kind.zeros).map(|(a, b)| a + b),
+        })
+    }
+
+    fn bits_per_weight(&self) -> f64 {
+        8.0 * self.bytes as f64 / self.weights.max(1) as f64
+    }
+
+    fn zero_share(&self) -> Option<f64> {
+        self.zeros.map(|n| n as f64 / self.weights.max(1) as f64)
+    }
+
+    fn to_json(self) -> Value {
+        json!({
+            "tensors": self.tensors,
+            "weights": self.weights,
+            "bytes": self.bytes,
+            "bits_per_weight": self.bits_per_weight(),
+            "zero_share": self.zero_share(),
+        })
+    }
+
+    fn line(&self, name: &str, dtype: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let zeros = match self.zero_share() {
+            Some(share) => format!("{:.1} %", 100.0 * share),
+            None => "-".to_owned(),
+        };
+        writeln!(
+            f,
+            "{name:<16} {dtype:<5} {:>7} {:>13} {zeros:>7} {:>12.3} {:>13}",
+            self.tensors,
+            self.weights,
+            self.bits_per_weight(),
+            self.bytes
+        )
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:<16} {:<5} {:>7} {:>13} {:>7} {:>12} {:>13}",
+            "kind", "type", "tensors", "weights", "zeros", "bits/weight", "bytes"
+        )?;
+        for kind in &self.kinds {
+            kind.total().line(kind.role.name(), kind.dtype.name(), f)?;
+        }
+        for (name, total) in self.totals() {
+            total.line(name, "", f)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,379 @@
+//! Packing: every tensor of a source, in file order, through the archive writer.
+
+use std::io::{self, BufWriter, Seek, Write};
+use std::ops::ControlFlow;
+
+use bitnet_formats::float::{f32_to_bf16, f32_to_f16};
+use bitnet_formats::quant::quantize_row;
+use bitnet_formats::ternary::GROUP_ROWS;
+use bitnet_formats::{
+    ArchiveWriter, Dtype, ModelConfig, Rope, TensorClass, TensorRole, TensorSpec, TernaryLayout,
+};
+
+use crate::error::ConvertError;
+use crate::groups::TernaryGroups;
+use crate::names::tensor_name;
+use crate::report::Report;
+use crate::rows::WeightRows;
+use crate::source::Source;
+
+/// How embedding and head are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EmbeddingType {
+    /// As in the source.
+    Source,
+    /// f32.
+    F32,
+    /// f16.
+    F16,
+    /// bf16.
+    BF16,
+    /// int8 codes with a scale per row.
+    #[default]
+    I8,
+}
+
+impl EmbeddingType {
+    /// The storage type, given that of the source.
+    #[must_use]
+    pub const fn dtype(self, source: Dtype) -> Dtype {
+        match self {
+            Self::Source => source,
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::BF16 => Dtype::BF16,
+            Self::I8 => Dtype::I8Rows,
+        }
+    }
+}
+
+/// How tensors are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackOptions {
+    /// Embedding and head.
+    pub embedding: EmbeddingType,
+    /// Ternary matrices; see [`ternary_layout`].
+    pub layout: TernaryLayout,
+}
+
+impl Default for PackOptions {
+    fn default() -> Self {
+        Self {
+            embedding: EmbeddingType::default(),
+            layout: TernaryLayout::T5R16,
+        }
+    }
+}
+
+/// The layout of a matrix of this many columns, where `asked` was asked for.
+///
+/// T2 is taken as asked. T5 gives way to T2 where that is no larger, because few columns fill a
+/// line of 20 badly: T2 is then the cheaper one to decode.
+#[must_use]
+pub const fn ternary_layout(asked: TernaryLayout, cols: usize) -> TernaryLayout {
+    let (t5, t2) = (TernaryLayout::T5R16, TernaryLayout::T2R16);
+    if t2.group_bytes(cols) <= t5.group_bytes(cols) {
+        t2
+    } else {
+        asked
+    }
+}
+
+/// Called with the weights packed so far, and with all there are; may ask to stop.
+pub type Progress<'p> = &'p mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+
+/// Counts weights for a [`Progress`].
+struct Meter<'p> {
+    done: u64,
+    total: u64,
+    progress: Progress<'p>,
+}
+
+impl Meter<'_> {
+    fn advance(&mut self, weights: usize) -> Result<(), WriteError> {
+        self.done += weights as u64;
+        match (self.progress)(self.done, self.total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(ConvertError::Stopped.into()),
+        }
+    }
+}
+
+/// Bytes gathered before they go to the file.
+const BUFFER_BYTES: usize = 1 << 18;
+
+/// Writes every tensor of `source`.
+///
+/// # Errors
+///
+/// A tensor cannot be read or stored, writing fails, or `progress` asks to stop.
+pub fn write_tensors<W: Write + Seek>(
+    writer: &mut ArchiveWriter<W>,
+    source: &dyn Source,
+    options: &PackOptions,
+    progress: Progress<'_>,
+) -> Result<Report, WriteError> {
+    let mut packer = Packer {
+        writer,
+        source,
+        options,
+        meter: Meter {
+            done: 0,
+            total: total_weights(source.config()),
+            progress,
+        },
+        report: Report::default(),
+    };
+    while let Some(spec) = packer.writer.next_tensor() {
+        packer.tensor(&spec)?;
+    }
+    Ok(packer.report)
+}
+
+/// The source failed, or the sink did: only the caller knows the name of the sink.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The source.
+    #[error(transparent)]
+    Source(#[from] ConvertError),
+    /// The sink.
+    #[error(transparent)]
+    Sink(#[from] io::Error),
+}
+
+struct Packer<'a, W> {
+    writer: &'a mut ArchiveWriter<W>,
+    source: &'a dyn Source,
+    options: &'a PackOptions,
+    meter: Meter<'a>,
+    report: Report,
+}
+
+impl<W: Write + Seek> Packer<'_, W> {
+    fn tensor(&mut self, spec: &TensorSpec) -> Result<(), WriteError> {
+        match spec.role.class() {
+            TensorClass::Ternary => self.ternary(spec),
+            TensorClass::Matrix => self.matrix(spec),
+            TensorClass::Vector => self.vector(spec),
+        }
+    }
+
+    fn ternary(&mut self, spec: &TensorSpec) -> Result<(), WriteError> {
+        let source = self.source;
+        let groups = source.ternary(spec)?;
+        let layout = ternary_layout(self.options.layout, spec.cols);
+        let dtype = Dtype::Ternary(layout);
+        self.writer.begin_tensor(dtype, groups.scale())?;
+        let zeros = self.groups(groups, layout, spec)?;
+        self.report.add(spec, dtype, Some(zeros));
+        Ok(())
+    }
+
+    /// Packs the row groups; returns how many codes are zero.
+    fn groups(
+        &mut self,
+        mut groups: TernaryGroups<'_>,
+        layout: TernaryLayout,
+        spec: &TensorSpec,
+    ) -> Result<u64, WriteError> {
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, &mut *self.writer);
+        let mut packed = vec![0; layout.group_bytes(spec.cols)];
+        let mut zeros = 0;
+        while let Some(codes) = groups.next_group()? {
+            layout.pack_group(codes, spec.cols, &mut packed);
+            out.write_all(&packed)?;
+            zeros += codes.iter().filter(|code| **code == 0).count() as u64;
+            self.meter.advance(codes.len())?;
+        }
+        out.flush()?;
+        Ok(zeros)
+    }
+
+    fn matrix(&mut self, spec: &TensorSpec) -> Result<(), WriteError> {
+        let source = self.source;
+        let mut rows = source.rows(spec)?;
+        let dtype = self.options.embedding.dtype(rows.dtype());
+        self.writer.begin_tensor(dtype, 0.0)?;
+        match dtype {
+            Dtype::I8Rows => self.i8_rows(rows.as_mut(), spec)?,
+            _ => self.float_rows(rows.as_mut(), spec, dtype)?,
+        }
+        self.report.add(spec, dtype, None);
+        Ok(())
+    }
+
+    fn float_rows(
+        &mut self,
+        rows: &mut dyn WeightRows,
+        spec: &TensorSpec,
+        dtype: Dtype,
+    ) -> Result<(), WriteError> {
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, &mut *self.writer);
+        let mut bytes = Vec::new();
+        for_each_block(rows, spec, |first, block| {
+            bytes.clear();
+            encode(dtype, block, &mut bytes)
+                .map_err(|at| does_not_fit(spec, dtype, first, at, block))?;
+            out.write_all(&bytes)?;
+            self.meter.advance(block.len())
+        })?;
+        Ok(out.flush()?)
+    }
+
+    /// Two passes: the scales of all rows stand before the codes.
+    fn i8_rows(&mut self, rows: &mut dyn WeightRows, spec: &TensorSpec) -> Result<(), WriteError> {
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, &mut *self.writer);
+        let mut codes = vec![0i8; spec.cols];
+        for_each_block(rows, spec, |_, block| {
+            for row in block.chunks_exact(spec.cols) {
+                out.write_all(&quantize(row, &mut codes).to_le_bytes())?;
+            }
+            self.meter.advance(0)
+        })?;
+        let scales = 4 * spec.rows;
+        out.write_all(&vec![0; scales.next_multiple_of(64) - scales])?;
+        for_each_block(rows, spec, |_, block| {
+            for row in block.chunks_exact(spec.cols) {
+                quantize(row, &mut codes);
+                out.write_all(&codes.iter().map(|c| *c as u8).collect::<Vec<_>>())?;
+            }
+            self.meter.advance(block.len())
+        })?;
+        Ok(out.flush()?)
+    }
+
+    fn vector(&mut self, spec: &TensorSpec) -> Result<(), WriteError> {
+        let mut values = vec![0.0; spec.cols];
+        match spec.role {
+            TensorRole::RopeInvFreq => inv_freq(&self.source.config().rope, &mut values),
+            _ => self.source.rows(spec)?.read(0, &mut values)?,
+        }
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.writer.begin_tensor(Dtype::F32, 0.0)?;
+        self.writer.write_all(&bytes)?;
+        self.report.add(spec, Dtype::F32, None);
+        self.meter.advance(spec.cols)
+    }
+}
+
+/// Visits a matrix sixteen rows at a time, with the first row's number.
+fn for_each_block(
+    rows: &mut dyn WeightRows,
+    spec: &TensorSpec,
+    mut visit: impl FnMut(usize, &[f32]) -> Result<(), WriteError>,
+) -> Result<(), WriteError> {
+    let mut block = Vec::new();
+    for first in (0..spec.rows).step_by(GROUP_ROWS) {
+        block.resize(GROUP_ROWS.min(spec.rows - first) * spec.cols, 0.0);
+        rows.read(first, &mut block)?;
+        visit(first, &block)?;
+    }
+    Ok(())
+}
+
+/// Quantises a row of finite values; [`WeightRows::read`] gives no others.
+fn quantize(row: &[f32], codes: &mut [i8]) -> f32 {
+    quantize_row(row, codes).expect("rows are read as finite values")
+}
+
+/// Appends values as `dtype`, or gives the place of the first that is too large for it.
+fn encode(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<(), usize> {
+    const F16_INFINITY: u16 = 0x7c00;
+    const BF16_INFINITY: u16 = 0x7f80;
+    match dtype {
+        Dtype::F16 => encode_halves(values, f32_to_f16, F16_INFINITY, out),
+        Dtype::BF16 => encode_halves(values, f32_to_bf16, BF16_INFINITY, out),
+        _ => {
+            out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+            Ok(())
+        }
+    }
+}
+
+fn encode_halves(
+    values: &[f32],
+    narrow: impl Fn(f32) -> u16,
+    infinity: u16,
+    out: &mut Vec<u8>,
+) -> Result<(), usize> {
+    for (at, value) in values.iter().enumerate() {
+        let half = narrow(*value);
+        if half & 0x7fff == infinity {
+            return Err(at);
+        }
+        out.extend(half.to_le_bytes());
+    }
+    Ok(())
+}
+
+fn does_not_fit(
+    spec: &TensorSpec,
+    dtype: Dtype,
+    first: usize,
+    at: usize,
+    block: &[f32],
+) -> ConvertError {
+    ConvertError::DoesNotFit {
+        tensor: tensor_name(spec.role, spec.layer).unwrap_or_default(),
+        index: (first * spec.cols + at) as u64,
+        value: block[at],
+        dtype: dtype.name(),
+    }
+}
+
+/// Inverse rotary frequencies `theta^(-2i/dim)` with `dim = 2 * out.len()`, rounded once from f64.
+pub fn inv_freq(rope: &Rope, out: &mut [f32]) {
+    let half = out.len() as f64;
+    for (i, frequency) in out.iter_mut().enumerate() {
+        *frequency = f64::from(rope.theta).powf(-(i as f64) / half) as f32;
+    }
+}
+
+/// Weights of all tensors.
+fn total_weights(config: &ModelConfig) -> u64 {
+    let elements = |t: TensorSpec| t.rows as u64 * t.cols as u64;
+    config.tensors().map(elements).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitnet_formats::RopePairing;
+
+    #[test]
+    fn t5_gives_way_where_it_is_not_smaller() {
+        let (t5, t2) = (TernaryLayout::T5R16, TernaryLayout::T2R16);
+        for (cols, expected) in [
+            (16, t2),
+            (20, t5),
+            (32, t2),
+            (40, t5),
+            (64, t2),
+            (1_536, t5),
+        ] {
+            assert_eq!(ternary_layout(t5, cols), expected, "{cols}");
+            assert_eq!(ternary_layout(t2, cols), t2, "{cols}");
+        }
+    }
+
+    #[test]
+    fn halves_that_overflow_are_found() {
+        let mut out = Vec::new();
+        assert_eq!(encode(Dtype::F16, &[1.0, -65_519.9], &mut out), Ok(()));
+        assert_eq!(out, [0x00, 0x3c, 0xff, 0xfb]);
+        assert_eq!(encode(Dtype::F16, &[1.0, -65_520.0], &mut out), Err(1));
+        assert_eq!(encode(Dtype::BF16, &[f32::MAX], &mut out), Err(0));
+        assert_eq!(encode(Dtype::F32, &[f32::MAX], &mut out), Ok(()));
+    }
+
+    #[test]
+    fn frequencies_are_a_geometric_series() {
+        let rope = Rope {
+            theta: 10_000.0,
+            pairing: RopePairing::HalfRotation,
+        };
+        let mut frequencies = [0.0; 4];
+        inv_freq(&rope, &mut frequencies);
+        assert_eq!(frequencies, [1.0, 0.1, 0.01, 0.001]);
+    }
+}

@@ -1,0 +1,148 @@
+//! The full check: every byte of a file.
+
+use crate::archive::{Archive, range};
+use crate::dtype::{ALIGNMENT, Dtype};
+use crate::error::{Covered, FormatError, TensorProblem};
+use crate::header::{PREAMBLE_BYTES, TensorEntry, check_crc};
+use crate::quant::absmax;
+use crate::schema::TensorSpec;
+use crate::ternary::{GROUP_ROWS, LINE_BYTES, LineCodes, TernaryLayout, TernaryView};
+
+impl Archive<'_> {
+    /// Reads every byte: all checksums, padding, byte values that are no code, values that are not
+    /// finite. A file that passes gives the same logits on every machine.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong. Time is linear in the size; nothing is allocated.
+    pub fn verify(&self) -> Result<(), FormatError> {
+        let body = self.bytes().get(PREAMBLE_BYTES..).unwrap_or(&[]);
+        for (index, entry) in self.sections().enumerate() {
+            let found = crc32fast::hash(range(self.bytes(), entry.offset, entry.bytes)?);
+            check_crc(Covered::Section(index), entry.crc, found)?;
+        }
+        check_crc(
+            Covered::Body,
+            self.preamble().body_crc,
+            crc32fast::hash(body),
+        )?;
+        self.verify_section_padding()?;
+        for (index, (spec, entry)) in self.tensors().enumerate() {
+            self.verify_tensor(&spec, &entry)
+                .map_err(|problem| FormatError::Tensor { index, problem })?;
+        }
+        Ok(())
+    }
+
+    fn verify_section_padding(&self) -> Result<(), FormatError> {
+        let mut end = self.preamble().header_bytes();
+        for entry in self.sections() {
+            let padding = range(self.bytes(), end, entry.offset - end)?;
+            if padding.iter().any(|b| *b != 0) {
+                return Err(FormatError::Reserved { offset: end });
+            }
+            end = entry.offset + entry.bytes;
+        }
+        Ok(())
+    }
+
+    fn verify_tensor(&self, spec: &TensorSpec, entry: &TensorEntry) -> Result<(), TensorProblem> {
+        self.verify_tail(entry)?;
+        match Dtype::from_code(entry.dtype) {
+            Some(Dtype::Ternary(_)) => match self.ternary(spec.role, spec.layer) {
+                Some(view) => verify_ternary(&view, entry.offset),
+                None => Err(TensorProblem::Dtype(entry.dtype)),
+            },
+            Some(Dtype::F32) if spec.rows == 1 => self.verify_vector(spec),
+            _ => self.verify_matrix(spec, entry),
+        }
+    }
+
+    /// Padding between a tensor and the next, or the end of the file.
+    fn verify_tail(&self, entry: &TensorEntry) -> Result<(), TensorProblem> {
+        let offset = entry.offset + entry.bytes;
+        let pad = offset.next_multiple_of(ALIGNMENT as u64) - offset;
+        let tail = self.bytes().get(offset as usize..).unwrap_or(&[]);
+        let zero = tail.iter().take(pad as usize).all(|b| *b == 0);
+        if zero {
+            Ok(())
+        } else {
+            Err(TensorProblem::Padding { offset })
+        }
+    }
+
+    fn verify_vector(&self, spec: &TensorSpec) -> Result<(), TensorProblem> {
+        let finite = self
+            .vector(spec.role, spec.layer)
+            .is_some_and(|v| v.iter().all(f32::is_finite));
+        if finite {
+            Ok(())
+        } else {
+            Err(TensorProblem::NonFinite { row: 0 })
+        }
+    }
+
+    fn verify_matrix(&self, spec: &TensorSpec, entry: &TensorEntry) -> Result<(), TensorProblem> {
+        let matrix = self
+            .matrix(spec.role)
+            .ok_or(TensorProblem::Dtype(entry.dtype))?;
+        let mut part = [0.0; 256];
+        for row in 0..matrix.rows {
+            let stored = matrix.row(row);
+            for start in (0..matrix.cols).step_by(part.len()) {
+                let part = &mut part[..256.min(matrix.cols - start)];
+                stored.part(start, part.len()).to_f32(part);
+                absmax(part).map_err(|_| TensorProblem::NonFinite { row })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn verify_ternary(view: &TernaryView<'_>, offset: u64) -> Result<(), TensorProblem> {
+    let legal: [bool; 256] = core::array::from_fn(|b| view.layout.is_code(b as u8));
+    if let Some(at) = view.bytes().iter().position(|b| !legal[usize::from(*b)]) {
+        return Err(TensorProblem::NotACode {
+            offset: offset + at as u64,
+            byte: view.bytes()[at],
+        });
+    }
+    let group_bytes = view.layout.group_bytes(view.cols) as u64;
+    for group in 0..view.n_groups() {
+        let rows = view.group_rows(group);
+        let lines = view.group(group);
+        // Only the last line can have columns beyond the matrix, only the last group rows.
+        let first = if rows < GROUP_ROWS {
+            0
+        } else {
+            lines.len() - 1
+        };
+        for (i, line) in lines.iter().enumerate().skip(first) {
+            let cols = view
+                .layout
+                .block_cols()
+                .min(view.cols - i * view.layout.block_cols());
+            if !padding_is_zero(view.layout, line, rows, cols) {
+                let line_offset = (i * LINE_BYTES) as u64;
+                let offset = offset + group as u64 * group_bytes + line_offset;
+                return Err(TensorProblem::Padding { offset });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn padding_is_zero(
+    layout: TernaryLayout,
+    line: &[u8; LINE_BYTES],
+    rows: usize,
+    cols: usize,
+) -> bool {
+    let mut codes = LineCodes::default();
+    layout.unpack_line(line, &mut codes);
+    let used = &codes[..layout.block_cols()];
+    used.iter().enumerate().all(|(col, column)| {
+        let first = if col < cols { rows } else { 0 };
+        column[first..].iter().all(|code| *code == 0)
+    })
+}

@@ -1,0 +1,196 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+
+use bitnet_runtime::{Isa, Kernels, KvType, LoadOptions, SamplerConfig, TernaryLayout, WeightHold};
+use clap::{ArgGroup, Parser, ValueEnum};
+
+/// Run a .btn language model: text goes to stdout as it comes, figures to stderr.
+#[derive(Debug, Parser)]
+#[command(name = "bitnet-run", version, max_term_width = 100)]
+#[command(group(ArgGroup::new("task").required(true)))]
+pub(crate) struct Args {
+    /// The model, as written by bitnet-convert.
+    pub(crate) model: PathBuf,
+
+    /// Continue this text; `-` reads it from stdin.
+    #[arg(long, group = "task", value_name = "TEXT")]
+    prompt: Option<String>,
+
+    /// Continue these token ids, for example 5,17,3.
+    #[arg(long, group = "task", value_delimiter = ',', value_name = "IDS")]
+    ids: Option<Vec<u32>>,
+
+    /// Print the exact bytes for weights, cache and scratch, and run nothing.
+    #[arg(long, group = "task")]
+    plan: bool,
+
+    /// Replay the self-test vectors in the file and compare the logits hashes.
+    #[arg(long, group = "task")]
+    selftest: bool,
+
+    /// Print nats per token, perplexity and bits per byte of a text file.
+    #[arg(long, group = "task", value_name = "FILE")]
+    perplexity: Option<PathBuf>,
+
+    /// Most tokens to generate.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+
+    /// Positions of the context [default: what prompt and --max-tokens need, or the model's for
+    /// --plan and --perplexity; at most the model's].
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<usize>,
+
+    /// Tokens of a prompt that are read together: more is faster and takes more scratch memory.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) prefill_batch: usize,
+
+    /// Randomness of the choice; 0 takes the best token always.
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
+    temperature: f32,
+
+    /// Choose among the K best tokens only; 0 for all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+
+    /// Choose among the best tokens that together have probability P.
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    top_p: f32,
+
+    /// Drop tokens less probable than P times the best.
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability)]
+    min_p: f32,
+
+    /// Seed of the choice: the same seed gives the same text on every machine.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// Cache of keys and values. A latent cache is lossless: f32 is the same as native there.
+    #[arg(long, value_enum, default_value = "native")]
+    kv: Kv,
+
+    /// Where ternary weights are while running: in the file, or copied to memory in a layout.
+    #[arg(long, value_enum, default_value = "mapped")]
+    weights: Weights,
+
+    /// Kernels to run on [default: the fastest].
+    #[arg(long, value_name = "NAME", value_parser = kernels)]
+    isa: Option<Kernels>,
+
+    /// Also write the f32 logits of the prompt, [tokens, vocabulary], as safetensors.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["plan", "selftest", "perplexity"])]
+    pub(crate) logits: Option<PathBuf>,
+
+    /// Do not check every byte of the file before the first token. Damage then shows only in the
+    /// text.
+    #[arg(long)]
+    pub(crate) trust: bool,
+
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What to do with the model.
+pub(crate) enum Task<'a> {
+    Plan,
+    SelfTest,
+    Perplexity(&'a Path),
+    Generate(Prompt<'a>),
+}
+
+/// What to continue.
+pub(crate) enum Prompt<'a> {
+    Text(&'a str),
+    Ids(&'a [u32]),
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kv {
+    /// Int8 latents (lossless) for latent attention, f16 otherwise.
+    Native,
+    /// f16 keys and values.
+    F16,
+    /// f32 keys and values.
+    F32,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Weights {
+    /// Mapped, in the layout of the file.
+    Mapped,
+    /// Copied as T5, 1.6 bits per weight.
+    T5,
+    /// Copied as T2, 2 bits per weight.
+    T2,
+}
+
+impl Args {
+    pub(crate) fn task(&self) -> Task<'_> {
+        if let Some(text) = &self.prompt {
+            return Task::Generate(Prompt::Text(text));
+        }
+        if let Some(ids) = &self.ids {
+            return Task::Generate(Prompt::Ids(ids));
+        }
+        match &self.perplexity {
+            Some(path) => Task::Perplexity(path),
+            None if self.plan => Task::Plan,
+            None => Task::SelfTest,
+        }
+    }
+
+    pub(crate) const fn kv(&self) -> KvType {
+        match self.kv {
+            Kv::Native => KvType::Native,
+            Kv::F16 => KvType::F16,
+            Kv::F32 => KvType::F32,
+        }
+    }
+
+    pub(crate) const fn load_options(&self) -> LoadOptions {
+        let hold = match self.weights {
+            Weights::Mapped => WeightHold::InPlace,
+            Weights::T5 => WeightHold::Copy(TernaryLayout::T5R16),
+            Weights::T2 => WeightHold::Copy(TernaryLayout::T2R16),
+        };
+        LoadOptions { hold }
+    }
+
+    pub(crate) fn kernels(&self) -> Kernels {
+        self.isa.unwrap_or_else(Kernels::detect)
+    }
+
+    pub(crate) const fn sampler(&self) -> SamplerConfig {
+        SamplerConfig {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed,
+        }
+    }
+}
+
+fn non_negative(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err("a number of at least 0 is needed".into()),
+    }
+}
+
+fn probability(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err("a number between 0 and 1 is needed".into()),
+    }
+}
+
+fn kernels(name: &str) -> Result<Kernels, String> {
+    let isa = Isa::ALL.into_iter().find(|isa| isa.name() == name);
+    isa.and_then(Kernels::for_isa).ok_or_else(|| {
+        let names: Vec<_> = Kernels::available().map(|k| k.isa().name()).collect();
+        format!("this machine has: {}", names.join(", "))
+    })
+}

@@ -1,0 +1,234 @@
+//! Continuing a prompt.
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bitnet_runtime::sampler::Candidate;
+use bitnet_runtime::{Archive, MemoryPlan, Sampler, Session, SessionConfig};
+use tokenizers::Tokenizer;
+
+use crate::args::{Args, Prompt};
+use crate::logits_file::LogitsFile;
+use crate::model_file::{Memory, ModelFile, with_session};
+use crate::output;
+use crate::text::{self, TextStream};
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    MaxTokens,
+    StopId,
+    ContextFull,
+}
+
+impl End {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::MaxTokens => "max_tokens",
+            Self::StopId => "stop_id",
+            Self::ContextFull => "context_full",
+        }
+    }
+}
+
+/// What came out.
+struct Generated {
+    ids: Vec<u32>,
+    text: String,
+    stop: End,
+    prefill: Duration,
+    decode: Duration,
+}
+
+pub(crate) fn run(args: &Args, file: &ModelFile, prompt: Prompt<'_>) -> Result<()> {
+    let archive = file.archive()?;
+    let (tokenizer, ids) = file.verified(&archive, args.trust, || {
+        let tokenizer = text::tokenizer(&archive)?;
+        let ids = prompt_ids(&prompt, tokenizer.as_ref())?;
+        Ok((tokenizer, ids))
+    })?;
+    let session = session_config(args, &archive, ids.len())?;
+    let memory = file.memory(args, &MemoryPlan::new(archive.config(), &session)?)?;
+    let generated = with_session(args, &archive, &session, |session| {
+        generate(args, session, tokenizer.as_ref(), &ids)
+    })?;
+    report(args, &ids, &generated, &memory)
+}
+
+fn prompt_ids(prompt: &Prompt<'_>, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
+    let text = match prompt {
+        Prompt::Ids(ids) => return Ok(ids.to_vec()),
+        Prompt::Text("-") => {
+            let mut text = String::new();
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .context("cannot read the prompt from stdin")?;
+            text
+        }
+        Prompt::Text(text) => (*text).to_owned(),
+    };
+    let Some(tokenizer) = tokenizer else {
+        bail!("the file has no tokenizer: give token ids with --ids");
+    };
+    let ids = text::encode(tokenizer, &text, true)?;
+    if ids.is_empty() {
+        bail!("the prompt is empty and the tokenizer has no begin-of-text token: give some text");
+    }
+    Ok(ids)
+}
+
+/// A session just large enough for the prompt and the answer, unless told otherwise.
+fn session_config(args: &Args, archive: &Archive<'_>, prompt: usize) -> Result<SessionConfig> {
+    let max = archive.config().max_seq_len;
+    let wanted = prompt
+        .saturating_add(args.max_tokens.saturating_sub(1))
+        .max(1);
+    let max_seq_len = args.context.unwrap_or(wanted.min(max));
+    if prompt > max_seq_len {
+        let raise = match args.context {
+            Some(context) if context < max => format!(" or raise --context (at most {max})"),
+            _ => String::new(),
+        };
+        bail!(
+            "the prompt has {prompt} tokens and the context {max_seq_len}: shorten the prompt{raise}"
+        );
+    }
+    Ok(SessionConfig {
+        max_seq_len,
+        prefill_batch: args.prefill_batch,
+        kv: args.kv(),
+    })
+}
+
+fn generate(
+    args: &Args,
+    session: &mut Session<'_, '_, '_>,
+    tokenizer: Option<&Tokenizer>,
+    prompt: &[u32],
+) -> Result<Generated> {
+    let start = Instant::now();
+    read_prompt(args, session, prompt)?;
+    let prefill = start.elapsed();
+    let stop_ids: Vec<u32> = session
+        .model()
+        .archive()
+        .special_tokens()
+        .iter()
+        .flat_map(|t| t.stop_ids())
+        .collect();
+    let mut sampler = Sampler::new(args.sampler());
+    let mut work = vec![Candidate::default(); session.logits().len()];
+    let mut stream = tokenizer.map(|tokenizer| TextStream::new(tokenizer, prompt));
+    let mut out = Generated {
+        ids: Vec::new(),
+        text: String::new(),
+        stop: End::MaxTokens,
+        prefill,
+        decode: Duration::ZERO,
+    };
+    while out.ids.len() < args.max_tokens {
+        let id = sampler.sample(session.logits(), &mut work);
+        if stop_ids.contains(&id) {
+            out.stop = End::StopId;
+            break;
+        }
+        out.ids.push(id);
+        if let Some(stream) = &mut stream {
+            emit(args, &mut out.text, &stream.push(id)?)?;
+        }
+        if out.ids.len() == args.max_tokens {
+            break;
+        }
+        if session.remaining() == 0 {
+            out.stop = End::ContextFull;
+            break;
+        }
+        let start = Instant::now();
+        session.decode(id)?;
+        out.decode += start.elapsed();
+    }
+    if let Some(stream) = &mut stream {
+        emit(args, &mut out.text, &stream.finish()?)?;
+    }
+    Ok(out)
+}
+
+/// Reads the prompt; with `--logits` every position's logits go to the file.
+fn read_prompt(args: &Args, session: &mut Session<'_, '_, '_>, prompt: &[u32]) -> Result<()> {
+    let Some(path) = &args.logits else {
+        session.prefill(prompt)?;
+        return Ok(());
+    };
+    let vocab_size = session.model().config().vocab_size;
+    let mut file = LogitsFile::create(path, prompt.len(), vocab_size)?;
+    let mut written = Ok(());
+    session.score(prompt, |_, logits| {
+        if written.is_ok() {
+            written = file.push(logits);
+        }
+    })?;
+    written?;
+    file.finish()
+}
+
+fn emit(args: &Args, all: &mut String, piece: &str) -> Result<()> {
+    all.push_str(piece);
+    if !args.json && !piece.is_empty() {
+        let mut out = std::io::stdout().lock();
+        out.write_all(piece.as_bytes())?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+fn report(args: &Args, prompt: &[u32], generated: &Generated, memory: &Memory) -> Result<()> {
+    let Generated {
+        ids,
+        text,
+        stop,
+        prefill,
+        decode,
+    } = generated;
+    let prefill_rate = output::rate(prompt.len(), *prefill);
+    // The first token comes from the prompt's logits: decoding makes the others.
+    let decode_rate = output::rate(ids.len().saturating_sub(1), *decode);
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let json = serde_json::json!({
+            "prompt_ids": prompt,
+            "ids": ids,
+            "text": text,
+            "stop": stop.name(),
+            "prefill_tokens_per_s": prefill_rate,
+            "decode_tokens_per_s": decode_rate,
+            "file_bytes": memory.file_bytes,
+            "weight_bytes": memory.weight_bytes,
+            "kv_bytes": memory.kv_bytes,
+            "scratch_bytes": memory.scratch_bytes,
+        });
+        writeln!(out, "{json:#}")?;
+        return Ok(());
+    }
+    if text.is_empty() && !ids.is_empty() {
+        let ids: Vec<_> = ids.iter().map(u32::to_string).collect();
+        write!(out, "{}", ids.join(","))?;
+    }
+    writeln!(out)?;
+    eprintln!(
+        "prefill {} tokens, {prefill_rate:.1} tokens/s; decode {} tokens, {decode_rate:.1} tokens/s",
+        prompt.len(),
+        ids.len().saturating_sub(1),
+    );
+    eprintln!(
+        "memory: file mapped {}, weights copied {}, cache {}, scratch {}",
+        output::bytes(memory.file_bytes),
+        output::bytes(memory.weight_bytes),
+        output::bytes(memory.kv_bytes),
+        output::bytes(memory.scratch_bytes),
+    );
+    if *stop == End::ContextFull {
+        eprintln!("stopped: the context is full");
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! The model file: mapped, opened, verified while the rest loads.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use bitnet_runtime::{
+    AlignedBuffer, Archive, MemoryPlan, Model, Session, SessionConfig, weight_plan,
+};
+use memmap2::Mmap;
+
+use crate::args::Args;
+
+/// A mapped file.
+pub(crate) struct ModelFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+/// Bytes a run occupies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Mapped from the file; the system may drop and reload them.
+    pub(crate) file_bytes: usize,
+    /// Copied weights.
+    pub(crate) weight_bytes: usize,
+    /// Keys and values.
+    pub(crate) kv_bytes: usize,
+    /// Working memory.
+    pub(crate) scratch_bytes: usize,
+}
+
+impl ModelFile {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let map = map(&file).with_context(|| format!("cannot map {}", path.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            map,
+        })
+    }
+
+    /// Checks header and tables.
+    pub(crate) fn archive(&self) -> Result<Archive<'_>> {
+        Archive::open(&self.map).with_context(|| self.path.display().to_string())
+    }
+
+    /// Verifies every byte on another thread while `work` runs, unless told to trust the file.
+    pub(crate) fn verified<T>(
+        &self,
+        archive: &Archive<'_>,
+        trust: bool,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        std::thread::scope(|scope| {
+            let check = (!trust).then(|| scope.spawn(|| archive.verify()));
+            let done = work();
+            let checked = check.map(|thread| thread.join().expect("verify does not panic"));
+            if let Some(result) = checked {
+                result.with_context(|| self.path.display().to_string())?;
+            }
+            done
+        })
+    }
+
+    /// The sum of what a session of this plan occupies.
+    pub(crate) fn memory(&self, args: &Args, plan: &MemoryPlan) -> Result<Memory> {
+        let config = *self.archive()?.config();
+        Ok(Memory {
+            file_bytes: self.map.len(),
+            weight_bytes: weight_plan(&config, &args.load_options())?,
+            kv_bytes: plan.kv_bytes,
+            scratch_bytes: plan.scratch_bytes,
+        })
+    }
+}
+
+/// Loads the model as the arguments ask and gives `body` a session of that many positions.
+pub(crate) fn with_session<T>(
+    args: &Args,
+    archive: &Archive<'_>,
+    session: &SessionConfig,
+    body: impl FnOnce(&mut Session<'_, '_, '_>) -> Result<T>,
+) -> Result<T> {
+    let options = args.load_options();
+    let mut weights = AlignedBuffer::zeroed(weight_plan(archive.config(), &options)?);
+    let model = Model::load(archive, &mut weights, &options)?.with_kernels(args.kernels());
+    let plan = model.plan(session)?;
+    let mut kv = AlignedBuffer::zeroed(plan.kv_bytes);
+    let mut scratch = AlignedBuffer::zeroed(plan.scratch_bytes);
+    body(&mut Session::new(&model, &mut kv, &mut scratch, session)?)
+}
+
+#[allow(
+    unsafe_code,
+    reason = "mapping a file is unsafe by nature; this is the only place"
+)]
+fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the map is only read, through types for which every byte pattern is valid. A file
+    // that another process changes meanwhile can change the text, and one that is cut short ends
+    // this process by a signal; neither breaks memory safety here.
+    unsafe { Mmap::map(file) }
+}

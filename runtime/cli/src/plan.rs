@@ -1,0 +1,50 @@
+//! `--plan`: the exact bytes, before anything runs.
+
+use std::io::Write;
+
+use anyhow::Result;
+use bitnet_runtime::{MemoryPlan, SessionConfig};
+
+use crate::args::Args;
+use crate::model_file::ModelFile;
+
+pub(crate) fn print(args: &Args, file: &ModelFile) -> Result<()> {
+    let config = *file.archive()?.config();
+    let session = SessionConfig {
+        max_seq_len: args.context.unwrap_or(config.max_seq_len),
+        prefill_batch: args.prefill_batch,
+        kv: args.kv(),
+    };
+    let plan = MemoryPlan::new(&config, &session)?;
+    let memory = file.memory(args, &plan)?;
+    let total = memory.weight_bytes + memory.kv_bytes + memory.scratch_bytes;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let json = serde_json::json!({
+            "context": session.max_seq_len,
+            "prefill_batch": session.prefill_batch,
+            "kv": session.kv.name(),
+            "parameters": config.parameter_count(),
+            "file_bytes": memory.file_bytes,
+            "weight_bytes": memory.weight_bytes,
+            "kv_bytes": memory.kv_bytes,
+            "scratch_bytes": memory.scratch_bytes,
+            "total_bytes": total,
+        });
+        writeln!(out, "{json:#}")?;
+        return Ok(());
+    }
+    writeln!(out, "parameters     {:>14}", config.parameter_count())?;
+    writeln!(out, "context        {:>14} positions", session.max_seq_len)?;
+    writeln!(out, "file, mapped   {:>14} bytes", memory.file_bytes)?;
+    writeln!(out, "weights copied {:>14} bytes", memory.weight_bytes)?;
+    writeln!(
+        out,
+        "cache          {:>14} bytes ({})",
+        memory.kv_bytes,
+        session.kv.name()
+    )?;
+    writeln!(out, "scratch        {:>14} bytes", memory.scratch_bytes)?;
+    writeln!(out, "buffers, total {total:>14} bytes")?;
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! The lent bytes, cut into arrays.
+
+use bitnet_formats::float::{f16_to_f32, f32_to_f16};
+use bitnet_formats::{Attention, KvType, ModelConfig};
+use zerocopy::{FromBytes, IntoBytes, KnownLayout};
+
+use crate::error::{Buffer, RunError};
+use crate::plan::{self, ALIGNMENT, SCRATCH_REGIONS, SessionConfig};
+
+/// Checks a lent buffer and cuts it to the planned length.
+pub(crate) fn lend(buffer: Buffer, bytes: &mut [u8], needed: usize) -> Result<&mut [u8], RunError> {
+    let found = bytes.len();
+    if found < needed {
+        return Err(RunError::Buffer {
+            buffer,
+            needed,
+            found,
+        });
+    }
+    if !(bytes.as_ptr() as usize).is_multiple_of(ALIGNMENT) {
+        return Err(RunError::Alignment { buffer });
+    }
+    Ok(&mut bytes[..needed])
+}
+
+/// Cuts bytes into consecutive regions.
+fn split<const N: usize>(mut bytes: &mut [u8], sizes: [usize; N]) -> [&mut [u8]; N] {
+    sizes.map(|size| {
+        let (region, rest) = core::mem::take(&mut bytes).split_at_mut(size);
+        bytes = rest;
+        region
+    })
+}
+
+/// The first `n` elements of a region, which begins on a multiple of 64 bytes.
+fn array<T: FromBytes + IntoBytes + KnownLayout>(region: &mut [u8], n: usize) -> &mut [T] {
+    let bytes = &mut region[..n * size_of::<T>()];
+    <[T]>::mut_from_bytes(bytes).expect("regions are aligned and whole")
+}
+
+/// Arrays of the scratch buffer, for a chunk of `n` tokens. Rows are tokens.
+pub(crate) struct Scratch<'s> {
+    /// Token ids, `[n]`.
+    pub(crate) ids: &'s mut [u32],
+    /// Residual stream, `[n, hidden_size]`.
+    pub(crate) residual: &'s mut [f32],
+    /// One token's input of a BitLinear after its norm.
+    pub(crate) normed: &'s mut [f32],
+    /// The same quantised, all tokens, `[n, code_stride]`.
+    pub(crate) codes: &'s mut [i8],
+    /// Scales of the codes, `[n]`.
+    pub(crate) act_scales: &'s mut [f32],
+    /// Output factors of the product in progress, `[n]`.
+    pub(crate) factors: &'s mut [f32],
+    /// Cosines then sines of each token's position, `[n, rope_dim]`.
+    pub(crate) angles: &'s mut [f32],
+    /// Arrays of attention or of the feed-forward layer.
+    pub(crate) wide: &'s mut [f32],
+    /// Scores of one head, `[max_seq_len]`.
+    pub(crate) scores: &'s mut [f32],
+    /// Query of one head over the latent, `[kv_lora_rank]`.
+    pub(crate) q_latent: &'s mut [f32],
+    /// Output of one head over the latent, `[kv_lora_rank]`.
+    pub(crate) o_latent: &'s mut [f32],
+    /// Hidden state for an int8 head, `[hidden_size]`.
+    pub(crate) hidden_codes: &'s mut [i16],
+    /// Logits of one position, `[vocab_size]`.
+    pub(crate) logits: &'s mut [f32],
+}
+
+impl<'s> Scratch<'s> {
+    /// Cuts a scratch buffer of the planned length.
+    pub(crate) fn new(
+        bytes: &'s mut [u8],
+        regions: [usize; SCRATCH_REGIONS],
+        model: &ModelConfig,
+        session: &SessionConfig,
+        n: usize,
+    ) -> Self {
+        let [
+            ids,
+            residual,
+            normed,
+            codes,
+            act_scales,
+            factors,
+            angles,
+            wide,
+            scores,
+            ql,
+            ol,
+            hidden,
+            logits,
+        ] = split(bytes, regions);
+        let wide_floats = wide.len() / 4;
+        let rank = plan::latent_rank(model);
+        Self {
+            ids: array(ids, n),
+            residual: array(residual, n * model.hidden_size),
+            normed: array(normed, plan::widest_input(model)),
+            codes: array(codes, n * plan::code_stride(model)),
+            act_scales: array(act_scales, n),
+            factors: array(factors, n),
+            angles: array(angles, n * model.rope_dim()),
+            wide: array(wide, wide_floats),
+            scores: array(scores, session.max_seq_len),
+            q_latent: array(ql, rank),
+            o_latent: array(ol, rank),
+            hidden_codes: array(hidden, model.hidden_size),
+            logits: array(logits, model.vocab_size),
+        }
+    }
+}
+
+/// The logits in a scratch buffer: its last region.
+pub(crate) fn logits<'s>(
+    bytes: &'s [u8],
+    regions: &[usize; SCRATCH_REGIONS],
+    vocab_size: usize,
+) -> &'s [f32] {
+    let start = bytes.len() - regions[SCRATCH_REGIONS - 1];
+    let bytes = &bytes[start..][..4 * vocab_size];
+    <[f32]>::ref_from_bytes(bytes).expect("regions are aligned and whole")
+}
+
+/// Keys or values of all positions and heads of a layer, `[kv_head][position][head_dim]`.
+pub(crate) enum KvRows<'c> {
+    F32(&'c mut [f32]),
+    F16(&'c mut [u16]),
+}
+
+impl KvRows<'_> {
+    /// Stores a row, rounding to the nearest f16 where the cache is f16.
+    pub(crate) fn write(&mut self, row: usize, values: &[f32]) {
+        let range = row * values.len()..(row + 1) * values.len();
+        match self {
+            Self::F32(rows) => rows[range].copy_from_slice(values),
+            Self::F16(rows) => {
+                let row = rows[range].iter_mut();
+                row.zip(values).for_each(|(half, v)| *half = f32_to_f16(*v));
+            }
+        }
+    }
+
+    /// Dot product of a row with a query, in sixteen lanes.
+    #[inline]
+    pub(crate) fn dot(&self, row: usize, query: &[f32]) -> f32 {
+        let n = query.len();
+        match self {
+            Self::F32(rows) => crate::math::dot16(&rows[row * n..][..n], query),
+            Self::F16(rows) => {
+                let row = &rows[row * n..][..n];
+                crate::math::sum16(n, |i| f16_to_f32(row[i]) * query[i])
+            }
+        }
+    }
+
+    /// `out += weight * row`.
+    #[inline]
+    pub(crate) fn add_to(&self, row: usize, weight: f32, out: &mut [f32]) {
+        let n = out.len();
+        match self {
+            Self::F32(rows) => {
+                let row = &rows[row * n..][..n];
+                out.iter_mut()
+                    .zip(row)
+                    .for_each(|(out, v)| *out += weight * v);
+            }
+            Self::F16(rows) => {
+                let row = &rows[row * n..][..n];
+                out.iter_mut()
+                    .zip(row)
+                    .for_each(|(out, v)| *out += weight * f16_to_f32(*v));
+            }
+        }
+    }
+}
+
+/// What attention keeps of earlier positions, one layer.
+pub(crate) enum LayerCache<'c> {
+    /// Rotated keys, and values.
+    Grouped {
+        keys: KvRows<'c>,
+        values: KvRows<'c>,
+    },
+    /// What `kv_b_proj` would read: the quantised latent `[position][kv_lora_rank]`, the factor that
+    /// takes its products to keys and values `[position]`, and the rotated shared key
+    /// `[position][qk_rope_head_dim]`.
+    Latent {
+        codes: &'c mut [i8],
+        factors: &'c mut [f32],
+        rope_keys: &'c mut [f32],
+    },
+}
+
+impl<'c> LayerCache<'c> {
+    /// Cuts out the cache of one layer.
+    pub(crate) fn new(
+        bytes: &'c mut [u8],
+        regions: [usize; 3],
+        layer: usize,
+        model: &ModelConfig,
+        session: &SessionConfig,
+    ) -> Self {
+        let layer_bytes: usize = regions.iter().sum();
+        let bytes = &mut bytes[layer * layer_bytes..][..layer_bytes];
+        let [first, second, third] = split(bytes, regions);
+        let positions = session.max_seq_len;
+        match model.attention {
+            Attention::Grouped {
+                n_kv_heads,
+                head_dim,
+            } => {
+                let n = positions * n_kv_heads * head_dim;
+                let rows = |region| match session.kv {
+                    KvType::F32 => KvRows::F32(array(region, n)),
+                    KvType::Native | KvType::F16 => KvRows::F16(array(region, n)),
+                };
+                Self::Grouped {
+                    keys: rows(first),
+                    values: rows(second),
+                }
+            }
+            Attention::Latent {
+                kv_lora_rank,
+                qk_rope_head_dim,
+                ..
+            } => Self::Latent {
+                codes: array(first, positions * kv_lora_rank),
+                factors: array(second, positions),
+                rope_keys: array(third, positions * qk_rope_head_dim),
+            },
+        }
+    }
+}

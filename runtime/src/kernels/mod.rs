@@ -1,0 +1,210 @@
+//! The inner loops, behind one table of functions.
+//!
+//! `scalar` is the definition. Every other set must equal it bit for bit; `tests` runs them all
+//! over the same cases. Lengths are checked here, once.
+
+mod portable;
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+use core::ops::Range;
+
+use bitnet_formats::{MatrixView, TernaryView};
+
+/// A set of kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Isa {
+    /// The definition, written to be read.
+    Scalar,
+    /// Plain Rust arranged so that the compiler vectorises it for any target.
+    Portable,
+}
+
+impl Isa {
+    /// Every set, slowest first.
+    pub const ALL: [Self; 2] = [Self::Scalar, Self::Portable];
+
+    /// The name users type.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Portable => "portable",
+        }
+    }
+}
+
+/// Int8 activations of several tokens, each with a scale of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Activations<'a> {
+    codes: &'a [i8],
+    stride: usize,
+}
+
+impl<'a> Activations<'a> {
+    /// Tokens of `stride` codes each. A token's codes beyond the matrix width must be zero up to
+    /// the next multiple of [`CODE_PADDING`].
+    ///
+    /// # Panics
+    ///
+    /// If `codes` is not a whole number of tokens.
+    #[must_use]
+    pub fn new(codes: &'a [i8], stride: usize) -> Self {
+        assert!(stride > 0 && codes.len().is_multiple_of(stride));
+        Self { codes, stride }
+    }
+
+    /// Number of tokens.
+    #[inline]
+    #[must_use]
+    pub const fn n_tokens(&self) -> usize {
+        self.codes.len() / self.stride
+    }
+
+    #[inline(always)]
+    fn token(&self, t: usize) -> &'a [i8] {
+        &self.codes[t * self.stride..][..self.stride]
+    }
+}
+
+/// Activations are zero-padded to a multiple of this: it holds whole lines of both layouts.
+pub const CODE_PADDING: usize = 80;
+
+/// What happens to an output that is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// `out = y`.
+    Set,
+    /// `out += y`: the residual.
+    Add,
+}
+
+/// Ternary matrix times int8 tokens: `out[t][row] (+)= (acc as f32) * factors[t]`.
+pub struct TernaryGemm<'a> {
+    /// The matrix, `[rows, cols]`.
+    pub weights: TernaryView<'a>,
+    /// Row groups to compute.
+    pub groups: Range<usize>,
+    /// The tokens.
+    pub activations: Activations<'a>,
+    /// One per token ([`bitnet_formats::quant::linear_factor`]).
+    pub factors: &'a [f32],
+    /// What to do with the result.
+    pub store: Store,
+}
+
+/// A hidden state, ready for a dense head.
+#[derive(Clone, Copy, Debug)]
+pub enum HeadInput<'a> {
+    /// For f32, f16 and bf16 rows.
+    F32(&'a [f32]),
+    /// For int8 rows: codes and the reciprocal of their scale.
+    I16(&'a [i16], f32),
+}
+
+/// The functions of one instruction set. Having one is proof that the machine can run it.
+#[derive(Clone, Copy)]
+pub struct Kernels {
+    isa: Isa,
+    ternary_gemm: fn(&TernaryGemm<'_>, out: &mut [f32]),
+    ternary_f32: fn(&TernaryView<'_>, Range<usize>, x: &[f32], out: &mut [f32]),
+    head: fn(&MatrixView<'_>, Range<usize>, HeadInput<'_>, out: &mut [f32]),
+}
+
+impl core::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_tuple("Kernels").field(&self.isa).finish()
+    }
+}
+
+impl Kernels {
+    /// The fastest set this machine can run.
+    #[must_use]
+    pub const fn detect() -> Self {
+        portable::KERNELS
+    }
+
+    /// The definition.
+    #[must_use]
+    pub const fn scalar() -> Self {
+        scalar::KERNELS
+    }
+
+    /// A named set, where this machine can run it.
+    #[must_use]
+    pub const fn for_isa(isa: Isa) -> Option<Self> {
+        match isa {
+            Isa::Scalar => Some(scalar::KERNELS),
+            Isa::Portable => Some(portable::KERNELS),
+        }
+    }
+
+    /// Every set this machine can run.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Isa::ALL.into_iter().filter_map(Self::for_isa)
+    }
+
+    /// Which set this is.
+    #[must_use]
+    pub const fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Runs a ternary product. `out` is `[n_tokens, rows]`; only the rows of the job's groups are
+    /// touched.
+    ///
+    /// # Panics
+    ///
+    /// If a length does not fit the job.
+    pub fn ternary_gemm(&self, job: &TernaryGemm<'_>, out: &mut [f32]) {
+        let n_tokens = job.activations.n_tokens();
+        assert!(job.activations.stride >= job.weights.cols.next_multiple_of(CODE_PADDING));
+        assert!(job.groups.end <= job.weights.n_groups());
+        assert_eq!(job.factors.len(), n_tokens);
+        assert_eq!(out.len(), n_tokens * job.weights.rows);
+        (self.ternary_gemm)(job, out);
+    }
+
+    /// Ternary rows times an f32 vector: `out[r] = sum over ascending k of t[r][k] * x[k]`, without
+    /// a scale. `out` holds the rows of `groups` alone; all groups must be full.
+    ///
+    /// # Panics
+    ///
+    /// If a length does not fit.
+    pub fn ternary_f32(
+        &self,
+        weights: &TernaryView<'_>,
+        groups: Range<usize>,
+        x: &[f32],
+        out: &mut [f32],
+    ) {
+        assert_eq!(x.len(), weights.cols);
+        assert!(groups.end * 16 <= weights.rows);
+        assert_eq!(out.len(), groups.len() * 16);
+        (self.ternary_f32)(weights, groups, x, out);
+    }
+
+    /// Dense rows times a hidden state: the logits of `rows`, into `out`.
+    ///
+    /// # Panics
+    ///
+    /// If a length or the input's type does not fit the matrix.
+    pub fn head(
+        &self,
+        matrix: &MatrixView<'_>,
+        rows: Range<usize>,
+        input: HeadInput<'_>,
+        out: &mut [f32],
+    ) {
+        let i8_rows = matrix.dtype == bitnet_formats::Dtype::I8Rows;
+        let (len, fits) = match input {
+            HeadInput::F32(x) => (x.len(), !i8_rows),
+            HeadInput::I16(x, _) => (x.len(), i8_rows),
+        };
+        assert!(fits && len == matrix.cols);
+        assert!(rows.end <= matrix.rows && out.len() == rows.len());
+        (self.head)(matrix, rows, input, out);
+    }
+}

@@ -1,0 +1,237 @@
+//! One harness over every kernel set this machine can run: equality with plain integer sums.
+
+use bitnet_formats::ternary::{GROUP_ROWS, TernaryLayout, TernaryView};
+use bitnet_formats::{Dtype, MatrixView};
+
+use super::*;
+
+/// xorshift64*: the tests' own source of numbers.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
+    }
+
+    fn fill<T>(&mut self, n: usize, f: impl Fn(u64) -> T) -> Vec<T> {
+        (0..n).map(|_| f(self.next())).collect()
+    }
+}
+
+fn pack(layout: TernaryLayout, codes: &[i8], cols: usize) -> Vec<u8> {
+    let mut packed = vec![0; layout.packed_bytes(codes.len() / cols, cols) as usize];
+    let groups = packed.chunks_mut(layout.group_bytes(cols));
+    codes
+        .chunks(GROUP_ROWS * cols)
+        .zip(groups)
+        .for_each(|(c, g)| layout.pack_group(c, cols, g));
+    packed
+}
+
+fn pad(tokens: &[i8], cols: usize, stride: usize) -> Vec<i8> {
+    let mut padded = vec![0; tokens.len() / cols * stride];
+    let rows = tokens.chunks(cols).zip(padded.chunks_mut(stride));
+    rows.for_each(|(from, to)| to[..cols].copy_from_slice(from));
+    padded
+}
+
+/// Every kernel set, both layouts, one product: all outputs equal the i64 loop.
+fn check_gemm(codes: &[i8], tokens: &[i8], cols: usize, store: Store) {
+    let (rows, n_tokens) = (codes.len() / cols, tokens.len() / cols);
+    let factors: Vec<f32> = (0..n_tokens).map(|t| 0.125 + t as f32 * 0.3).collect();
+    let stride = cols.next_multiple_of(CODE_PADDING);
+    let padded = pad(tokens, cols, stride);
+    let before: Vec<f32> = (0..n_tokens * rows).map(|i| i as f32 * 0.7).collect();
+    let mut expected = before.clone();
+    for t in 0..n_tokens {
+        for r in 0..rows {
+            let pairs = codes[r * cols..][..cols]
+                .iter()
+                .zip(&tokens[t * cols..][..cols]);
+            let acc: i64 = pairs.map(|(w, x)| i64::from(*w) * i64::from(*x)).sum();
+            let y = acc as f32 * factors[t];
+            let out = &mut expected[t * rows + r];
+            *out = if store == Store::Set { y } else { *out + y };
+        }
+    }
+    for layout in TernaryLayout::ALL {
+        let packed = pack(layout, codes, cols);
+        let weights = TernaryView::new(layout, (rows, cols), 1.0, &packed).unwrap();
+        let n_groups = weights.n_groups();
+        for kernels in Kernels::available() {
+            // In one call, and cut in two: rows do not depend on who else is computed.
+            for cut in [0, n_groups / 2] {
+                let mut out = before.clone();
+                for groups in [0..cut, cut..n_groups] {
+                    let activations = Activations::new(&padded, stride);
+                    let job = TernaryGemm {
+                        weights,
+                        groups,
+                        activations,
+                        factors: &factors,
+                        store,
+                    };
+                    kernels.ternary_gemm(&job, &mut out);
+                }
+                let name = kernels.isa().name();
+                assert_eq!(
+                    out, expected,
+                    "{name} {layout:?} [{rows}, {cols}] x {n_tokens}"
+                );
+            }
+        }
+    }
+}
+
+const SHAPES: [(usize, usize); 12] = [
+    (1, 1),
+    (15, 19),
+    (16, 20),
+    (17, 21),
+    (16, 16),
+    (31, 15),
+    (32, 17),
+    (33, 39),
+    (48, 41),
+    (5, 100),
+    (16, 2_048),
+    (20, 4_097),
+];
+
+#[test]
+fn gemm_equals_the_integer_loop_on_random_codes() {
+    let mut random = Random(7);
+    for (rows, cols) in SHAPES {
+        for n_tokens in [1, 2, 3, 4, 5, 9] {
+            let codes = random.fill(rows * cols, |r| (r % 3) as i8 - 1);
+            let tokens = random.fill(n_tokens * cols, |r| r as i8);
+            check_gemm(&codes, &tokens, cols, Store::Set);
+            check_gemm(&codes, &tokens, cols, Store::Add);
+        }
+    }
+}
+
+#[test]
+fn gemm_equals_the_integer_loop_at_the_limits() {
+    for (rows, cols) in SHAPES {
+        for code in [-1, 0, 1] {
+            for x in [-128, -127, 0, 127] {
+                check_gemm(
+                    &vec![code; rows * cols],
+                    &vec![x; 2 * cols],
+                    cols,
+                    Store::Set,
+                );
+            }
+        }
+    }
+}
+
+/// The widest matrix a file may hold, all ones times -128: the largest sum there is.
+#[test]
+fn gemm_is_exact_at_the_widest_matrix() {
+    let cols = bitnet_formats::config::MAX_COLS;
+    check_gemm(&vec![1; 16 * cols], &vec![-128; cols], cols, Store::Set);
+    check_gemm(&vec![-1; 16 * cols], &vec![-128; cols], cols, Store::Set);
+}
+
+#[test]
+fn ternary_f32_adds_in_ascending_order() {
+    let mut random = Random(11);
+    for (rows, cols) in [(16, 1), (32, 20), (48, 33), (16, 256)] {
+        let codes = random.fill(rows * cols, |r| (r % 3) as i8 - 1);
+        let x = random.fill(cols, |r| (r % 2_001) as f32 * 0.37 - 370.0);
+        let expected: Vec<f32> = codes
+            .chunks(cols)
+            .map(|row| {
+                row.iter()
+                    .zip(&x)
+                    .fold(0.0, |acc: f32, (w, x)| acc + f32::from(*w) * x)
+            })
+            .collect();
+        for layout in TernaryLayout::ALL {
+            let packed = pack(layout, &codes, cols);
+            let weights = TernaryView::new(layout, (rows, cols), 1.0, &packed).unwrap();
+            for kernels in Kernels::available() {
+                let mut out = vec![9.0; rows];
+                kernels.ternary_f32(&weights, 0..rows / 16, &x, &mut out);
+                assert_eq!(out, expected, "{:?} {layout:?}", kernels.isa());
+                kernels.ternary_f32(&weights, rows / 16 - 1..rows / 16, &x, &mut out[..16]);
+                assert_eq!(out[..16], expected[rows - 16..]);
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_heads_are_exact() {
+    let mut random = Random(13);
+    for cols in [1, 31, 511, 512, 513, 2_560] {
+        for limit in [false, true] {
+            let rows = 5;
+            let mut bytes = vec![0; 64 + rows * cols];
+            for r in 0..rows {
+                bytes[4 * r..4 * r + 4].copy_from_slice(&(0.5f32 + r as f32).to_le_bytes());
+            }
+            let codes = random.fill(
+                rows * cols,
+                |r| if limit { 127 } else { (r as i8).max(-127) },
+            );
+            codes
+                .iter()
+                .zip(&mut bytes[64..])
+                .for_each(|(code, byte)| *byte = *code as u8);
+            let x = random.fill(cols, |r| {
+                if limit {
+                    32_639
+                } else {
+                    (r % 65_279) as i32 as i16
+                }
+            });
+            let x: Vec<i16> = x.into_iter().map(|x| x.clamp(-32_639, 32_639)).collect();
+            let matrix = MatrixView::new(Dtype::I8Rows, (rows, cols), &bytes).unwrap();
+            let expected: Vec<f32> = codes
+                .chunks(cols)
+                .enumerate()
+                .map(|(r, row)| {
+                    let acc: i64 = row
+                        .iter()
+                        .zip(&x)
+                        .map(|(w, x)| i64::from(*w) * i64::from(*x))
+                        .sum();
+                    acc as f32 * ((0.5 + r as f32) * 0.25)
+                })
+                .collect();
+            for kernels in Kernels::available() {
+                let mut out = vec![0.0; rows];
+                kernels.head(&matrix, 0..rows, HeadInput::I16(&x, 0.25), &mut out);
+                assert_eq!(out, expected, "{:?} {cols} columns", kernels.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn float_heads_use_sixteen_lanes() {
+    let mut random = Random(17);
+    let cols = 37;
+    let row = random.fill(cols, |r| (r % 1_000) as f32 * 0.5 - 250.0);
+    let x = random.fill(cols, |r| (r % 777) as f32 * 0.123);
+    let expected = crate::math::dot16(&row, &x);
+    let bytes: Vec<u8> = row.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let halves: Vec<u8> = row
+        .iter()
+        .flat_map(|w| bitnet_formats::float::f32_to_f16(*w).to_le_bytes())
+        .collect();
+    for (dtype, bytes) in [(Dtype::F32, &bytes), (Dtype::F16, &halves)] {
+        let matrix = MatrixView::new(dtype, (1, cols), bytes).unwrap();
+        for kernels in Kernels::available() {
+            let mut out = [0.0];
+            kernels.head(&matrix, 0..1, HeadInput::F32(&x), &mut out);
+            assert_eq!(out, [expected], "{:?} {dtype:?}", kernels.isa());
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! A loaded model: views of its weights.
+
+use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES, LineCodes};
+use bitnet_formats::{
+    Archive, MatrixView, ModelConfig, TensorClass, TensorRole, TernaryLayout, TernaryView,
+    VectorView,
+};
+
+use crate::buffers::lend;
+use crate::error::{Buffer, RunError};
+use crate::kernels::Kernels;
+use crate::plan::{MemoryPlan, SessionConfig};
+
+/// How ternary weights are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightHold {
+    /// Where they are, in the layout of the file.
+    #[default]
+    InPlace,
+    /// Copied to a buffer in this layout. No bit of any result depends on it.
+    Copy(TernaryLayout),
+}
+
+/// Options of [`Model::load`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// How ternary weights are held.
+    pub hold: WeightHold,
+}
+
+/// A model ready to run. Shared by any number of sessions; `'w` is the life of the file's bytes and
+/// of the weight buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Model<'w> {
+    archive: Archive<'w>,
+    copy: Option<(TernaryLayout, &'w [u8])>,
+    kernels: Kernels,
+}
+
+/// The weights of one block.
+#[derive(Clone, Copy)]
+pub(crate) struct Block<'w> {
+    pub(crate) attn_norm: VectorView<'w>,
+    pub(crate) q: TernaryView<'w>,
+    pub(crate) kv: KvProjection<'w>,
+    pub(crate) attn_sub_norm: Option<VectorView<'w>>,
+    pub(crate) o: TernaryView<'w>,
+    pub(crate) ffn_norm: VectorView<'w>,
+    pub(crate) gate: TernaryView<'w>,
+    pub(crate) up: TernaryView<'w>,
+    pub(crate) ffn_sub_norm: Option<VectorView<'w>>,
+    pub(crate) down: TernaryView<'w>,
+}
+
+/// How keys and values are made.
+#[derive(Clone, Copy)]
+pub(crate) enum KvProjection<'w> {
+    Grouped {
+        k: TernaryView<'w>,
+        v: TernaryView<'w>,
+    },
+    Latent {
+        kv_a: TernaryView<'w>,
+        kv_a_norm: VectorView<'w>,
+        key: TernaryView<'w>,
+        value: TernaryView<'w>,
+    },
+}
+
+/// Bytes the weight buffer of [`Model::load`] needs; zero in place.
+///
+/// # Errors
+///
+/// The weights exceed the address space.
+pub fn weight_plan(config: &ModelConfig, options: &LoadOptions) -> Result<usize, RunError> {
+    match options.hold {
+        WeightHold::InPlace => Ok(0),
+        WeightHold::Copy(layout) => {
+            let bytes: u64 = ternary_shapes(config)
+                .map(|(r, c)| layout.packed_bytes(r, c))
+                .sum();
+            usize::try_from(bytes).map_err(|_| RunError::TooLarge)
+        }
+    }
+}
+
+fn ternary_shapes(config: &ModelConfig) -> impl Iterator<Item = (usize, usize)> + '_ {
+    let ternary = config
+        .tensors()
+        .filter(|t| t.role.class() == TensorClass::Ternary);
+    ternary.map(|t| (t.rows, t.cols))
+}
+
+impl<'w> Model<'w> {
+    /// Loads a model. `buffer` is lent for weights that are not used in place and has
+    /// [`weight_plan`] bytes, aligned to 64.
+    ///
+    /// # Errors
+    ///
+    /// The buffer is too small or not aligned.
+    pub fn load(
+        archive: &Archive<'w>,
+        buffer: &'w mut [u8],
+        options: &LoadOptions,
+    ) -> Result<Self, RunError> {
+        let needed = weight_plan(archive.config(), options)?;
+        let copy = match options.hold {
+            WeightHold::InPlace => None,
+            WeightHold::Copy(layout) => {
+                let buffer = lend(Buffer::Weights, buffer, needed)?;
+                copy_weights(archive, layout, buffer);
+                Some((layout, &*buffer))
+            }
+        };
+        Ok(Self {
+            archive: *archive,
+            copy,
+            kernels: Kernels::detect(),
+        })
+    }
+
+    /// The same model on another set of kernels.
+    #[must_use]
+    pub fn with_kernels(self, kernels: Kernels) -> Self {
+        Self { kernels, ..self }
+    }
+
+    /// The model's shape.
+    #[must_use]
+    pub const fn config(&self) -> &ModelConfig {
+        self.archive.config()
+    }
+
+    /// The file it was loaded from.
+    #[must_use]
+    pub const fn archive(&self) -> &Archive<'w> {
+        &self.archive
+    }
+
+    /// The kernels it runs on.
+    #[must_use]
+    pub const fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    /// The exact bytes a session needs.
+    ///
+    /// # Errors
+    ///
+    /// The options do not fit the model.
+    pub fn plan(&self, session: &SessionConfig) -> Result<MemoryPlan, RunError> {
+        MemoryPlan::new(self.config(), session)
+    }
+
+    pub(crate) fn block(&self, layer: usize) -> Block<'w> {
+        use TensorRole as R;
+        let ternary = |role| self.ternary(role, layer);
+        let vector = |role| self.vector(role, Some(layer));
+        let kv = if self.config().has(R::KvA) {
+            KvProjection::Latent {
+                kv_a: ternary(R::KvA),
+                kv_a_norm: vector(R::KvANorm),
+                key: ternary(R::KvBKey),
+                value: ternary(R::KvBValue),
+            }
+        } else {
+            KvProjection::Grouped {
+                k: ternary(R::K),
+                v: ternary(R::V),
+            }
+        };
+        Block {
+            attn_norm: vector(R::AttnNorm),
+            q: ternary(R::Q),
+            kv,
+            attn_sub_norm: self.archive.vector(R::AttnSubNorm, Some(layer)),
+            o: ternary(R::O),
+            ffn_norm: vector(R::FfnNorm),
+            gate: ternary(R::Gate),
+            up: ternary(R::Up),
+            ffn_sub_norm: self.archive.vector(R::FfnSubNorm, Some(layer)),
+            down: ternary(R::Down),
+        }
+    }
+
+    pub(crate) fn embedding(&self) -> MatrixView<'w> {
+        self.archive.matrix(TensorRole::Embedding).expect(PRESENT)
+    }
+
+    pub(crate) fn head(&self) -> MatrixView<'w> {
+        let role = match self.config().tie_embeddings {
+            true => TensorRole::Embedding,
+            false => TensorRole::Head,
+        };
+        self.archive.matrix(role).expect(PRESENT)
+    }
+
+    pub(crate) fn rope_inv_freq(&self) -> VectorView<'w> {
+        self.vector(TensorRole::RopeInvFreq, None)
+    }
+
+    pub(crate) fn final_norm(&self) -> VectorView<'w> {
+        self.vector(TensorRole::FinalNorm, None)
+    }
+
+    fn vector(&self, role: TensorRole, layer: Option<usize>) -> VectorView<'w> {
+        self.archive.vector(role, layer).expect(PRESENT)
+    }
+
+    fn ternary(&self, role: TensorRole, layer: usize) -> TernaryView<'w> {
+        let stored = self.archive.ternary(role, Some(layer)).expect(PRESENT);
+        match self.copy {
+            None => stored,
+            Some((layout, bytes)) => {
+                let shape = (stored.rows, stored.cols);
+                let start = copy_offset(self.config(), layout, role, layer);
+                let bytes = &bytes[start..][..layout.packed_bytes(shape.0, shape.1) as usize];
+                TernaryView::new(layout, shape, stored.scale, bytes).expect(PRESENT)
+            }
+        }
+    }
+}
+
+/// `Archive::open` accepts only files with every tensor of their configuration.
+const PRESENT: &str = "opened archives have every tensor";
+
+/// Where a tensor stands in the weight buffer: tensors in file order, end to end.
+fn copy_offset(
+    config: &ModelConfig,
+    layout: TernaryLayout,
+    role: TensorRole,
+    layer: usize,
+) -> usize {
+    let bytes = |role| {
+        let (rows, cols) = config.shape(role);
+        layout.packed_bytes(rows, cols) as usize
+    };
+    let ternary = || {
+        config
+            .block_roles()
+            .filter(|r| r.class() == TensorClass::Ternary)
+    };
+    let block: usize = ternary().map(bytes).sum();
+    layer * block
+        + ternary()
+            .take_while(|r| *r != role)
+            .map(bytes)
+            .sum::<usize>()
+}
+
+fn copy_weights(archive: &Archive<'_>, layout: TernaryLayout, mut buffer: &mut [u8]) {
+    for (spec, _) in archive.tensors() {
+        if let Some(from) = archive.ternary(spec.role, spec.layer) {
+            let bytes = layout.packed_bytes(from.rows, from.cols) as usize;
+            let (to, rest) = core::mem::take(&mut buffer).split_at_mut(bytes);
+            repack(&from, layout, to);
+            buffer = rest;
+        }
+    }
+}
+
+/// Packs a matrix again in another layout, line by line.
+fn repack(from: &TernaryView<'_>, layout: TernaryLayout, to: &mut [u8]) {
+    if layout == from.layout {
+        to.copy_from_slice(from.bytes());
+        return;
+    }
+    let groups = to.chunks_exact_mut(layout.group_bytes(from.cols));
+    for (group, to) in groups.enumerate() {
+        let mut source = Columns::new(from, group);
+        for line in to.as_chunks_mut::<LINE_BYTES>().0 {
+            let mut codes = LineCodes::default();
+            for column in &mut codes[..layout.block_cols()] {
+                *column = source.next();
+            }
+            layout.pack_line(&codes, line);
+        }
+    }
+}
+
+/// The columns of a row group, one after another; zeros after the last.
+struct Columns<'w> {
+    layout: TernaryLayout,
+    lines: core::slice::Iter<'w, [u8; LINE_BYTES]>,
+    codes: LineCodes,
+    at: usize,
+}
+
+impl<'w> Columns<'w> {
+    fn new(view: &TernaryView<'w>, group: usize) -> Self {
+        let layout = view.layout;
+        let lines = view.group(group).iter();
+        Self {
+            layout,
+            lines,
+            codes: LineCodes::default(),
+            at: layout.block_cols(),
+        }
+    }
+
+    fn next(&mut self) -> [i8; GROUP_ROWS] {
+        if self.at == self.layout.block_cols() {
+            match self.lines.next() {
+                Some(line) => self.layout.unpack_line(line, &mut self.codes),
+                None => self.codes = LineCodes::default(),
+            }
+            self.at = 0;
+        }
+        self.at += 1;
+        self.codes[self.at - 1]
+    }
+}

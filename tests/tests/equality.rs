@@ -1,0 +1,216 @@
+//! The same bits, however a prompt is cut, wherever the weights are, whichever kernels run.
+
+use bitnet_formats::{Dtype, ModelConfig, Preset};
+use bitnet_runtime::{
+    Kernels, KvType, LoadOptions, LogitsHash, Step, TernaryLayout, Want, WeightHold,
+};
+use bitnet_tests::random::Random;
+use bitnet_tests::synthetic::{Storage, model, random_config};
+use bitnet_tests::{Run, logits_hash, with_session};
+
+const T5: TernaryLayout = TernaryLayout::T5R16;
+const T2: TernaryLayout = TernaryLayout::T2R16;
+
+/// Thirty random shapes and the nano preset, with a prompt each.
+fn cases() -> impl Iterator<Item = (ModelConfig, Vec<u32>, u64)> {
+    let mut random = Random(1);
+    (0..31).map(move |i| {
+        let config = if i == 0 {
+            Preset::Nano.config()
+        } else {
+            random_config(&mut random)
+        };
+        let ids = random.ids(config.max_seq_len.min(23), config.vocab_size);
+        (config, ids, random.bits())
+    })
+}
+
+fn caches(config: &ModelConfig) -> &'static [KvType] {
+    match config.attention {
+        bitnet_formats::Attention::Grouped { .. } => &[KvType::F16, KvType::F32],
+        bitnet_formats::Attention::Latent { .. } => &[KvType::Native],
+    }
+}
+
+#[test]
+fn decode_equals_prefill_equals_any_chunking() {
+    for (config, ids, seed) in cases() {
+        let file = model(&config, Storage::default(), seed);
+        for kv in caches(&config) {
+            let run = Run {
+                kv: *kv,
+                ..Run::default()
+            };
+            let whole = logits_hash(&file, &ids, run);
+            for prefill_batch in [1, 2, 3, 5, 8, 64] {
+                let hash = logits_hash(
+                    &file,
+                    &ids,
+                    Run {
+                        prefill_batch,
+                        ..run
+                    },
+                );
+                assert_eq!(hash, whole, "chunks of {prefill_batch}, {config:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn layouts_and_places_of_the_weights_do_not_matter() {
+    for (config, ids, seed) in cases() {
+        let [t5, t2] = [T5, T2].map(|ternary| {
+            model(
+                &config,
+                Storage {
+                    ternary,
+                    ..Storage::default()
+                },
+                seed,
+            )
+        });
+        let expected = logits_hash(&t5, &ids, Run::default());
+        for file in [&t5, &t2] {
+            for hold in [
+                WeightHold::InPlace,
+                WeightHold::Copy(T5),
+                WeightHold::Copy(T2),
+            ] {
+                let run = Run {
+                    load: LoadOptions { hold },
+                    ..Run::default()
+                };
+                assert_eq!(
+                    logits_hash(file, &ids, run),
+                    expected,
+                    "{hold:?}, {config:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_kernel_set_gives_the_same_logits() {
+    for (config, ids, seed) in cases().take(12) {
+        for dense in [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::I8Rows] {
+            let file = model(
+                &config,
+                Storage {
+                    dense,
+                    ..Storage::default()
+                },
+                seed,
+            );
+            let expected = logits_hash(&file, &ids, Run::default());
+            for kernels in Kernels::available() {
+                assert_eq!(
+                    hash_with(&file, &ids, kernels),
+                    expected,
+                    "{kernels:?} {dense:?}"
+                );
+            }
+        }
+    }
+}
+
+fn hash_with(file: &[u8], ids: &[u32], kernels: Kernels) -> u64 {
+    use bitnet_runtime::{AlignedBuffer, Archive, Model, Session, SessionConfig};
+    let archive = Archive::open(file).unwrap();
+    let model = Model::load(&archive, &mut [], &LoadOptions::default()).unwrap();
+    let model = model.with_kernels(kernels);
+    let max_seq_len = model.config().max_seq_len;
+    let config = SessionConfig {
+        max_seq_len,
+        prefill_batch: 4,
+        kv: KvType::F32,
+    };
+    let plan = model.plan(&config).unwrap();
+    let mut kv = AlignedBuffer::zeroed(plan.kv_bytes);
+    let mut scratch = AlignedBuffer::zeroed(plan.scratch_bytes);
+    let mut session = Session::new(&model, &mut kv, &mut scratch, &config).unwrap();
+    let mut hash = LogitsHash::new();
+    session.score(ids, |_, logits| hash.update(logits)).unwrap();
+    hash.finish()
+}
+
+#[test]
+fn budgets_do_not_change_the_result() {
+    for (config, ids, seed) in cases().take(8) {
+        let file = model(&config, Storage::default(), seed);
+        let expected = logits_hash(&file, &ids, Run::default());
+        for budget in [1, 7, 64, usize::MAX] {
+            let hash = with_session(
+                &file,
+                Run {
+                    prefill_batch: 4,
+                    ..Run::default()
+                },
+                |session| {
+                    let mut hash = LogitsHash::new();
+                    for chunk in ids.chunks(4) {
+                        session.begin(chunk, Want::Each).unwrap();
+                        loop {
+                            match session.step(budget).unwrap() {
+                                Step::Pending => assert!(budget < usize::MAX),
+                                Step::Logits { .. } => hash.update(session.logits()),
+                                Step::Done => break,
+                            }
+                        }
+                    }
+                    hash.finish()
+                },
+            );
+            assert_eq!(hash, expected, "budget {budget}, {config:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rewound_sequence_goes_on_as_if_it_had_never_gone_further() {
+    for (config, ids, seed) in cases() {
+        let file = model(&config, Storage::default(), seed);
+        let (keep, rest) = ids.split_at(ids.len() / 2);
+        with_session(&file, Run::default(), |session| {
+            let straight = session.prefill(&ids).unwrap().to_vec();
+            session.truncate(0).unwrap();
+            if !keep.is_empty() {
+                session.prefill(keep).unwrap();
+            }
+            session.prefill(&ids[ids.len() - rest.len()..]).unwrap();
+            session.truncate(keep.len()).unwrap();
+            assert_eq!(session.prefill(rest).unwrap(), straight, "{config:?}");
+        });
+    }
+}
+
+#[test]
+fn a_cancelled_chunk_leaves_no_trace() {
+    let config = Preset::Nano.config();
+    let file = model(&config, Storage::default(), 5);
+    let expected = logits_hash(&file, &[3, 1, 4, 1, 5], Run::default());
+    let hash = with_session(&file, Run::default(), |session| {
+        session.begin(&[9, 9, 9], Want::Last).unwrap();
+        session.step(100).unwrap();
+        assert!(session.is_busy());
+        session.cancel();
+        let mut hash = LogitsHash::new();
+        session
+            .score(&[3, 1, 4, 1, 5], |_, logits| hash.update(logits))
+            .unwrap();
+        hash.finish()
+    });
+    assert_eq!(hash, expected);
+}
+
+/// The hash of one small file, written down: it may change only with the numerics.
+#[test]
+fn the_numerics_have_not_moved() {
+    let file = model(&Preset::Nano.config(), Storage::default(), 42);
+    let ids = Random(7).ids(40, 512);
+    assert_eq!(
+        format!("{:016x}", logits_hash(&file, &ids, Run::default())),
+        "a6577a3dbc7ca15b"
+    );
+}
