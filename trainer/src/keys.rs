@@ -104,16 +104,6 @@ pub const KEYS: &[Key] = &[
     ),
     key!("model.norms.eps", model.norms.eps, "epsilon of all norms"),
     key!(
-        "model.norms.attn_sub_norm",
-        model.norms.attn_sub_norm,
-        "true or false: norm before o_proj"
-    ),
-    key!(
-        "model.norms.ffn_sub_norm",
-        model.norms.ffn_sub_norm,
-        "true or false: norm before down_proj"
-    ),
-    key!(
         "model.tie_embeddings",
         model.tie_embeddings,
         "true or false: the embedding is the head"
