@@ -112,10 +112,13 @@ pub fn absmax(x: &[f32]) -> Result<f32, NonFinite> {
 }
 
 /// The multiplier that takes a token of this absmax to int8: `127 / max(absmax, 1e-5)`.
+///
+/// The reciprocal is rounded first and then multiplied, as PyTorch computes `127 / tensor`: the last
+/// bit of this scale decides ties, and models are trained with that bit.
 #[inline]
 #[must_use]
 pub fn activation_scale(absmax: f32) -> f32 {
-    127.0 / absmax.max(SCALE_FLOOR)
+    (1.0 / absmax.max(SCALE_FLOOR)) * 127.0
 }
 
 /// Int8 code of one activation: `x * scale` rounded half to even and clamped to -128..=127.
@@ -227,7 +230,7 @@ mod tests {
         let mut codes = [9; 3];
         assert_eq!(
             quantize_activations(&[0.0; 3], &mut codes),
-            Ok(127.0 / SCALE_FLOOR)
+            Ok((1.0 / SCALE_FLOOR) * 127.0)
         );
         assert_eq!(codes, [0; 3]);
         assert_eq!(quantize_row(&[0.0; 3], &mut codes), Ok(0.0));
