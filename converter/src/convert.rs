@@ -20,7 +20,19 @@ use crate::source::{CheckpointSource, Source};
 use crate::write::{PackOptions, Progress, WriteError, write_tensors};
 
 /// The bytes of a file, however they came to be in memory.
-pub type FileBytes = Box<dyn Deref<Target = [u8]>>;
+pub trait FileView: Deref<Target = [u8]> {
+    /// Tells that what was read so far is not needed soon. A memory map gives its pages back, so
+    /// that the peak memory of a conversion does not grow with the file.
+    fn release(&self) {}
+}
+
+impl FileView for Vec<u8> {}
+
+/// A [`FileView`] of any kind.
+pub type FileBytes = Box<dyn FileView>;
+
+/// Bytes of the new file that may be in memory while it is checked.
+const MOST_HELD: usize = 16 << 20;
 
 /// What a conversion needs besides its input.
 pub struct Conversion<'p> {
@@ -169,7 +181,9 @@ impl<'f> NewFile<'f> {
         mut finished: FinishedArchive<&'f File>,
         vectors: &mut [Vector],
     ) -> Result<(), ConvertError> {
-        selftest::run(&Archive::open(&self.bytes()?)?, vectors)?;
+        let bytes = self.bytes()?;
+        selftest::run(&Archive::open(&bytes)?, vectors, &|| bytes.release())?;
+        drop(bytes);
         finished
             .replace_section(SectionKind::SelfTest, &selftest::encode(vectors))
             .map_err(ConvertError::io("write", self.output))
@@ -178,7 +192,14 @@ impl<'f> NewFile<'f> {
     /// Reads every byte as a user of the file would; returns its size.
     fn check(&self) -> Result<u64, ConvertError> {
         let bytes = self.bytes()?;
-        Archive::open(&bytes)?.verify()?;
+        let mut held = 0;
+        Archive::open(&bytes)?.verify_with(|read| {
+            held += read;
+            if held >= MOST_HELD {
+                bytes.release();
+                held = 0;
+            }
+        })?;
         Ok(bytes.len() as u64)
     }
 

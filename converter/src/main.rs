@@ -5,7 +5,7 @@ mod args;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Deref};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -13,11 +13,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
-use bitnet_converter::convert::{FileBytes, Outcome};
+use bitnet_converter::convert::{FileBytes, FileView, Outcome};
 use bitnet_converter::inspect::Listing;
 use bitnet_converter::{Conversion, ConvertError, PackOptions, convert, convert_dummy};
 use bitnet_formats::Archive;
 use indicatif::{ProgressBar, ProgressStyle};
+use memmap2::Mmap;
 
 use crate::args::{Action, Command, Input};
 
@@ -154,6 +155,31 @@ fn print_outcome(outcome: &Outcome, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A mapped file.
+struct Mapped(Mmap);
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl FileView for Mapped {
+    #[cfg(unix)]
+    #[allow(
+        unsafe_code,
+        reason = "dropping pages is unsafe for private maps, which this is not"
+    )]
+    fn release(&self) {
+        // SAFETY: the map is shared and read-only: pages that are dropped are read again from the
+        // file, with the same bytes.
+        // Advice that is not taken costs memory and nothing else.
+        let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+}
+
 /// Maps a file into memory.
 #[allow(
     unsafe_code,
@@ -163,6 +189,6 @@ fn map(file: &File) -> io::Result<FileBytes> {
     // SAFETY: the bytes must not change while they are mapped. Nobody else knows the name of the
     // file that is being written; the one that is listed is the user's, who is told by its
     // checksums if it changes, and bytes are never trusted to be valid.
-    let map = unsafe { memmap2::Mmap::map(file) }?;
-    Ok(Box::new(map))
+    let map = unsafe { Mmap::map(file) }?;
+    Ok(Box::new(Mapped(map)))
 }

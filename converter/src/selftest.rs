@@ -3,13 +3,15 @@
 use bitnet_formats::metadata::push_self_test;
 use bitnet_formats::{Archive, Attention, KvType, ModelConfig};
 use bitnet_runtime::{
-    AlignedBuffer, LoadOptions, LogitsHash, Model, RunError, Session, SessionConfig,
+    AlignedBuffer, LoadOptions, LogitsHash, Model, RunError, Session, SessionConfig, Step, Want,
 };
 
 /// Lengths of the prompts: one token, and two that are no multiple of a chunk.
 const LENGTHS: [usize; 3] = [1, 5, 13];
 /// Tokens that pass through a block together.
 const PREFILL_BATCH: usize = 4;
+/// Row groups between two releases: 16 rows of a wide head are some 40 kB.
+const BUDGET: usize = 512;
 
 /// A prompt, the cache it runs on, and the hash of its logits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,20 +57,25 @@ pub fn encode(vectors: &[Vector]) -> Vec<u8> {
     bytes
 }
 
-/// Runs the prompts through a file and fills in the hashes.
+/// Runs the prompts through a file and fills in the hashes. `release` is called between pieces of
+/// work that each read at most some ten megabytes of weights.
 ///
 /// # Errors
 ///
 /// The model gives a value that is not finite, or does not fit this machine.
-pub fn run(archive: &Archive<'_>, vectors: &mut [Vector]) -> Result<(), RunError> {
+pub fn run(
+    archive: &Archive<'_>,
+    vectors: &mut [Vector],
+    release: &dyn Fn(),
+) -> Result<(), RunError> {
     let model = Model::load(archive, &mut [], &LoadOptions::default())?;
     for vector in vectors {
-        vector.logits_hash = logits_hash(&model, vector)?;
+        vector.logits_hash = logits_hash(&model, vector, release)?;
     }
     Ok(())
 }
 
-fn logits_hash(model: &Model<'_>, vector: &Vector) -> Result<u64, RunError> {
+fn logits_hash(model: &Model<'_>, vector: &Vector, release: &dyn Fn()) -> Result<u64, RunError> {
     let config = SessionConfig {
         max_seq_len: vector.ids.len(),
         prefill_batch: PREFILL_BATCH,
@@ -79,7 +86,15 @@ fn logits_hash(model: &Model<'_>, vector: &Vector) -> Result<u64, RunError> {
     let mut scratch = AlignedBuffer::zeroed(plan.scratch_bytes);
     let mut session = Session::new(model, &mut kv, &mut scratch, &config)?;
     let mut hash = LogitsHash::new();
-    session.score(&vector.ids, |_, logits| hash.update(logits))?;
+    for chunk in vector.ids.chunks(PREFILL_BATCH) {
+        session.begin(chunk, Want::Each)?;
+        while session.is_busy() {
+            if let Step::Logits { .. } = session.step(BUDGET)? {
+                hash.update(session.logits());
+            }
+            release();
+        }
+    }
     Ok(hash.finish())
 }
 

@@ -7,7 +7,7 @@ use bitnet_formats::float::{f32_to_bf16, f32_to_f16};
 use bitnet_formats::quant::quantize_row;
 use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_formats::{
-    ArchiveWriter, Dtype, ModelConfig, Rope, TensorClass, TensorRole, TensorSpec, TernaryLayout,
+    ArchiveWriter, Dtype, ModelConfig, TensorClass, TensorRole, TensorSpec, TernaryLayout,
 };
 
 use crate::error::ConvertError;
@@ -243,11 +243,14 @@ impl<W: Write + Seek> Packer<'_, W> {
     }
 
     fn vector(&mut self, spec: &TensorSpec) -> Result<(), WriteError> {
-        let mut values = vec![0.0; spec.cols];
-        match spec.role {
-            TensorRole::RopeInvFreq => inv_freq(&self.source.config().rope, &mut values),
-            _ => self.source.rows(spec)?.read(0, &mut values)?,
-        }
+        let values = match spec.role {
+            TensorRole::RopeInvFreq => self.source.config().rope.inv_freq(spec.cols),
+            _ => {
+                let mut values = vec![0.0; spec.cols];
+                self.source.rows(spec)?.read(0, &mut values)?;
+                values
+            }
+        };
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.writer.begin_tensor(Dtype::F32, 0.0)?;
         self.writer.write_all(&bytes)?;
@@ -321,14 +324,6 @@ fn does_not_fit(
     }
 }
 
-/// Inverse rotary frequencies `theta^(-2i/dim)` with `dim = 2 * out.len()`, rounded once from f64.
-pub fn inv_freq(rope: &Rope, out: &mut [f32]) {
-    let half = out.len() as f64;
-    for (i, frequency) in out.iter_mut().enumerate() {
-        *frequency = f64::from(rope.theta).powf(-(i as f64) / half) as f32;
-    }
-}
-
 /// Weights of all tensors.
 fn total_weights(config: &ModelConfig) -> u64 {
     let elements = |t: TensorSpec| t.rows as u64 * t.cols as u64;
@@ -338,7 +333,6 @@ fn total_weights(config: &ModelConfig) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bitnet_formats::RopePairing;
 
     #[test]
     fn t5_gives_way_where_it_is_not_smaller() {
@@ -364,16 +358,5 @@ mod tests {
         assert_eq!(encode(Dtype::F16, &[1.0, -65_520.0], &mut out), Err(1));
         assert_eq!(encode(Dtype::BF16, &[f32::MAX], &mut out), Err(0));
         assert_eq!(encode(Dtype::F32, &[f32::MAX], &mut out), Ok(()));
-    }
-
-    #[test]
-    fn frequencies_are_a_geometric_series() {
-        let rope = Rope {
-            theta: 10_000.0,
-            pairing: RopePairing::HalfRotation,
-        };
-        let mut frequencies = [0.0; 4];
-        inv_freq(&rope, &mut frequencies);
-        assert_eq!(frequencies, [1.0, 0.1, 0.01, 0.001]);
     }
 }

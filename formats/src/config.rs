@@ -81,6 +81,20 @@ pub struct Rope {
     pub pairing: RopePairing,
 }
 
+#[cfg(feature = "std")]
+impl Rope {
+    /// Inverse frequencies `theta^(-i/n)` for `n` pairs, computed in f64 and rounded once.
+    ///
+    /// Writers of files and trainers call this; readers take the frequencies from the file.
+    #[must_use]
+    pub fn inv_freq(&self, n: usize) -> std::vec::Vec<f32> {
+        let theta = f64::from(self.theta);
+        (0..n)
+            .map(|i| theta.powf(-(i as f64) / n as f64) as f32)
+            .collect()
+    }
+}
+
 /// Which elements of a head form a rotated pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RopePairing {
@@ -333,6 +347,12 @@ mod tests {
                 .validate()
                 .unwrap_or_else(|e| panic!("{}: {e}", preset.name()));
         }
+    }
+
+    #[test]
+    fn frequencies_are_a_geometric_series() {
+        let rope = Preset::Tiny.config().rope;
+        assert_eq!(rope.inv_freq(4), [1.0, 0.1, 0.01, 0.001]);
     }
 
     /// One case per rule: what is changed, and the error it must give.

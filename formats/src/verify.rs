@@ -1,12 +1,17 @@
 //! The full check: every byte of a file.
 
+use crc32fast::Hasher;
+
 use crate::archive::{Archive, range};
-use crate::dtype::{ALIGNMENT, Dtype};
+use crate::dtype::{ALIGNMENT, Dtype, Row};
 use crate::error::{Covered, FormatError, TensorProblem};
 use crate::header::{PREAMBLE_BYTES, TensorEntry, check_crc};
-use crate::quant::absmax;
+use crate::quant::{NonFinite, absmax};
 use crate::schema::TensorSpec;
 use crate::ternary::{GROUP_ROWS, LINE_BYTES, LineCodes, TernaryLayout, TernaryView};
+
+/// Bytes between two calls of a `tick`.
+const TICK_BYTES: usize = 1 << 20;
 
 impl Archive<'_> {
     /// Reads every byte: all checksums, padding, byte values that are no code, values that are not
@@ -16,22 +21,42 @@ impl Archive<'_> {
     ///
     /// The first thing that is wrong. Time is linear in the size; nothing is allocated.
     pub fn verify(&self) -> Result<(), FormatError> {
-        let body = self.bytes().get(PREAMBLE_BYTES..).unwrap_or(&[]);
-        for (index, entry) in self.sections().enumerate() {
-            let found = crc32fast::hash(range(self.bytes(), entry.offset, entry.bytes)?);
-            check_crc(Covered::Section(index), entry.crc, found)?;
-        }
-        check_crc(
-            Covered::Body,
-            self.preamble().body_crc,
-            crc32fast::hash(body),
-        )?;
+        self.verify_with(|_| ())
+    }
+
+    /// As [`verify`](Self::verify), and calls `tick` after every few MiB with the number of bytes
+    /// read since the last call: for a progress bar, or to let a mapped file's pages go. Bytes are
+    /// read twice: once for the checksums, once for their meaning.
+    ///
+    /// # Errors
+    ///
+    /// As [`verify`](Self::verify).
+    pub fn verify_with(&self, mut tick: impl FnMut(usize)) -> Result<(), FormatError> {
+        self.verify_checksums(&mut tick)?;
         self.verify_section_padding()?;
         for (index, (spec, entry)) in self.tensors().enumerate() {
-            self.verify_tensor(&spec, &entry)
+            self.verify_tensor(&spec, &entry, &mut tick)
                 .map_err(|problem| FormatError::Tensor { index, problem })?;
         }
         Ok(())
+    }
+
+    /// Hashes each section once; the checksum of the body is combined from theirs.
+    fn verify_checksums(&self, tick: &mut impl FnMut(usize)) -> Result<(), FormatError> {
+        let mut body = Hasher::new();
+        let mut end = PREAMBLE_BYTES as u64;
+        for (index, entry) in self.sections().enumerate() {
+            body.update(range(self.bytes(), end, entry.offset - end)?);
+            let mut section = Hasher::new();
+            for piece in range(self.bytes(), entry.offset, entry.bytes)?.chunks(TICK_BYTES) {
+                section.update(piece);
+                tick(piece.len());
+            }
+            body.combine(&section);
+            check_crc(Covered::Section(index), entry.crc, section.finalize())?;
+            end = entry.offset + entry.bytes;
+        }
+        check_crc(Covered::Body, self.preamble().body_crc, body.finalize())
     }
 
     fn verify_section_padding(&self) -> Result<(), FormatError> {
@@ -46,15 +71,23 @@ impl Archive<'_> {
         Ok(())
     }
 
-    fn verify_tensor(&self, spec: &TensorSpec, entry: &TensorEntry) -> Result<(), TensorProblem> {
+    fn verify_tensor(
+        &self,
+        spec: &TensorSpec,
+        entry: &TensorEntry,
+        tick: &mut impl FnMut(usize),
+    ) -> Result<(), TensorProblem> {
         self.verify_tail(entry)?;
         match Dtype::from_code(entry.dtype) {
             Some(Dtype::Ternary(_)) => match self.ternary(spec.role, spec.layer) {
-                Some(view) => verify_ternary(&view, entry.offset),
+                Some(view) => {
+                    tick(view.bytes().len());
+                    verify_ternary(&view, entry.offset)
+                }
                 None => Err(TensorProblem::Dtype(entry.dtype)),
             },
             Some(Dtype::F32) if spec.rows == 1 => self.verify_vector(spec),
-            _ => self.verify_matrix(spec, entry),
+            _ => self.verify_matrix(spec, entry, tick),
         }
     }
 
@@ -82,21 +115,37 @@ impl Archive<'_> {
         }
     }
 
-    fn verify_matrix(&self, spec: &TensorSpec, entry: &TensorEntry) -> Result<(), TensorProblem> {
+    fn verify_matrix(
+        &self,
+        spec: &TensorSpec,
+        entry: &TensorEntry,
+        tick: &mut impl FnMut(usize),
+    ) -> Result<(), TensorProblem> {
         let matrix = self
             .matrix(spec.role)
             .ok_or(TensorProblem::Dtype(entry.dtype))?;
-        let mut part = [0.0; 256];
+        let row_bytes = matrix.bytes().len() / matrix.rows;
+        let rows_per_tick = (TICK_BYTES / row_bytes.max(1)).max(1);
         for row in 0..matrix.rows {
-            let stored = matrix.row(row);
-            for start in (0..matrix.cols).step_by(part.len()) {
-                let part = &mut part[..256.min(matrix.cols - start)];
-                stored.part(start, part.len()).to_f32(part);
-                absmax(part).map_err(|_| TensorProblem::NonFinite { row })?;
+            verify_row(matrix.row(row), matrix.cols)
+                .map_err(|_| TensorProblem::NonFinite { row })?;
+            if (row + 1) % rows_per_tick == 0 {
+                tick(rows_per_tick * row_bytes);
             }
         }
         Ok(())
     }
+}
+
+/// Every value of a row must be finite.
+fn verify_row(row: Row<'_>, cols: usize) -> Result<(), NonFinite> {
+    let mut values = [0.0; 256];
+    for start in (0..cols).step_by(values.len()) {
+        let values = &mut values[..256.min(cols - start)];
+        row.part(start, values.len()).to_f32(values);
+        absmax(values)?;
+    }
+    Ok(())
 }
 
 fn verify_ternary(view: &TernaryView<'_>, offset: u64) -> Result<(), TensorProblem> {

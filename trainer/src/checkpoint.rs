@@ -106,7 +106,7 @@ impl RunFolder {
     pub fn save_description(&self, settings: &Settings, tokenizer: &Tokenizer) -> Result<()> {
         let path = self.file("config.json");
         let config = config_json::write(&settings.model, settings.train.quantize)
-            .map_err(|e| Error::checkpoint(&path, e.to_string()))?;
+            .map_err(|problem| Error::checkpoint(&path, problem))?;
         write_bytes(&path, config.as_bytes())?;
         let json = tokenizer.to_json()?;
         write_bytes(&self.file("tokenizer.json"), json.as_bytes())

@@ -261,14 +261,23 @@ fn dry_run(args: &FitArgs) -> Result<String> {
     let memory = MemoryEstimate::new(&settings);
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let mut out = String::new();
-    let _ = writeln!(out, "parameters   {}", memory.parameters);
-    let _ = writeln!(out, "vocabulary   {}", settings.model.vocab_size);
-    let _ = writeln!(out, "tokens/step  {}", settings.train.tokens_per_step());
-    let _ = writeln!(out, "steps        {}", settings.train.steps);
-    let _ = writeln!(out, "memory       {:.0} MiB", mib(memory.total_bytes()));
-    let _ = writeln!(out, "  weights    {:.0} MiB", mib(memory.weight_bytes));
-    let _ = writeln!(out, "  activations {:.0} MiB", mib(memory.activation_bytes));
-    let _ = writeln!(out, "\n{settings:#?}");
+    let _ = writeln!(out, "parameters     {}", memory.parameters);
+    let _ = writeln!(out, "vocabulary     {}", settings.model.vocab_size);
+    let _ = writeln!(out, "tokens/step    {}", settings.train.tokens_per_step());
+    let _ = writeln!(out, "steps          {}", settings.train.steps);
+    let _ = writeln!(out, "memory         {:.0} MiB", mib(memory.total_bytes()));
+    let _ = writeln!(out, "  weights      {:.0} MiB", mib(memory.weight_bytes));
+    let _ = writeln!(
+        out,
+        "  activations  {:.0} MiB",
+        mib(memory.activation_bytes)
+    );
+    out.push('\n');
+    for key in KEYS {
+        if let Some(value) = key.value(&settings) {
+            let _ = writeln!(out, "{}={value}", key.name);
+        }
+    }
     Ok(out)
 }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 use rayon::ThreadPool;
 
 use crate::checkpoint::RunFolder;
+use crate::config_json;
 use crate::data::{TokenDataset, fingerprint, read_text, split};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, evaluate};
@@ -123,6 +124,8 @@ pub fn resolve(
     let mut settings = settings.clone();
     settings.model.vocab_size = tokenizer.vocab_size();
     settings.validate()?;
+    // Better to hear now that the model cannot be saved.
+    config_json::write(&settings.model, settings.train.quantize).map_err(Error::Usage)?;
     Ok((settings, tokenizer))
 }
 

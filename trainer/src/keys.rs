@@ -15,11 +15,25 @@ pub struct Key {
     /// Meaning, with unit and range.
     pub help: &'static str,
     set: fn(&mut Settings, &str) -> std::result::Result<(), String>,
+    get: fn(&Settings) -> Option<String>,
+}
+
+impl Key {
+    /// The value in force, as `--set` takes it; `None` for a size of the other kind of attention.
+    #[must_use]
+    pub fn value(&self, settings: &Settings) -> Option<String> {
+        (self.get)(settings)
+    }
 }
 
 macro_rules! key {
     ($name:literal, $($field:ident).+, $help:literal) => {
-        Key { name: $name, help: $help, set: |s, v| parse(v, &mut s.$($field).+) }
+        Key {
+            name: $name,
+            help: $help,
+            set: |s, v| parse(v, &mut s.$($field).+),
+            get: |s| Some(s.$($field).+.to_string()),
+        }
     };
 }
 
@@ -32,6 +46,10 @@ macro_rules! attention_key {
             set: |s, v| match &mut s.model.attention {
                 Attention::$kind { $field, .. } => parse(v, $field),
                 _ => Err(wrong_attention($name)),
+            },
+            get: |s| match &s.model.attention {
+                Attention::$kind { $field, .. } => Some($field.to_string()),
+                _ => None,
             },
         }
     };
@@ -55,6 +73,7 @@ pub const KEYS: &[Key] = &[
         name: "model.attention",
         help: "latent or grouped; sets the sizes of that kind to defaults, so give it first",
         set: set_attention,
+        get: |s| Some(attention_name(&s.model.attention).into()),
     },
     attention_key!(
         "model.n_kv_heads",
@@ -104,16 +123,6 @@ pub const KEYS: &[Key] = &[
     ),
     key!("model.norms.eps", model.norms.eps, "epsilon of all norms"),
     key!(
-        "model.norms.attn_sub_norm",
-        model.norms.attn_sub_norm,
-        "true or false: norm before o_proj"
-    ),
-    key!(
-        "model.norms.ffn_sub_norm",
-        model.norms.ffn_sub_norm,
-        "true or false: norm before down_proj"
-    ),
-    key!(
         "model.tie_embeddings",
         model.tie_embeddings,
         "true or false: the embedding is the head"
@@ -122,11 +131,13 @@ pub const KEYS: &[Key] = &[
         name: "model.activation",
         help: "squared-relu or silu",
         set: set_activation,
+        get: |s| name_of(&ACTIVATIONS, s.model.activation),
     },
     Key {
         name: "train.steps",
         help: "optimiser steps; sets warmup, eval_every and save_every, so give it first",
         set: set_steps,
+        get: |s| Some(s.train.steps.to_string()),
     },
     key!(
         "train.batch",
@@ -147,6 +158,7 @@ pub const KEYS: &[Key] = &[
         name: "train.lr",
         help: "peak learning rate; sets min_lr to a tenth and stage2_lr to two thirds of it",
         set: set_lr,
+        get: |s| Some(s.train.lr.to_string()),
     },
     key!("train.min_lr", train.min_lr, "floor of the learning rate"),
     key!(
@@ -158,6 +170,7 @@ pub const KEYS: &[Key] = &[
         name: "train.schedule",
         help: "linear, cosine or two-stage",
         set: set_schedule,
+        get: |s| name_of(&SCHEDULES, s.train.schedule),
     },
     key!("train.warmup", train.warmup, "steps of linear warm-up"),
     key!("train.beta1", train.beta1, "Adam's first decay, in [0, 1)"),
@@ -297,23 +310,38 @@ fn set_attention(settings: &mut Settings, value: &str) -> SetResult {
     Ok(())
 }
 
+const ACTIVATIONS: [(&str, Activation); 2] = [
+    ("squared-relu", Activation::SquaredRelu),
+    ("silu", Activation::Silu),
+];
+
+const SCHEDULES: [(&str, ScheduleKind); 3] = [
+    ("linear", ScheduleKind::Linear),
+    ("cosine", ScheduleKind::Cosine),
+    ("two-stage", ScheduleKind::TwoStage),
+];
+
 fn set_activation(settings: &mut Settings, value: &str) -> SetResult {
-    let choices = [
-        ("squared-relu", Activation::SquaredRelu),
-        ("silu", Activation::Silu),
-    ];
-    settings.model.activation = one_of(value, &choices)?;
+    settings.model.activation = one_of(value, &ACTIVATIONS)?;
     Ok(())
 }
 
 fn set_schedule(settings: &mut Settings, value: &str) -> SetResult {
-    let choices = [
-        ("linear", ScheduleKind::Linear),
-        ("cosine", ScheduleKind::Cosine),
-        ("two-stage", ScheduleKind::TwoStage),
-    ];
-    settings.train.schedule = one_of(value, &choices)?;
+    settings.train.schedule = one_of(value, &SCHEDULES)?;
     Ok(())
+}
+
+/// The word for a choice: the inverse of [`one_of`].
+fn name_of<V: Copy + PartialEq>(choices: &[(&str, V)], value: V) -> Option<String> {
+    let found = choices.iter().find(|(_, choice)| *choice == value);
+    found.map(|(name, _)| (*name).to_owned())
+}
+
+const fn attention_name(attention: &Attention) -> &'static str {
+    match attention {
+        Attention::Grouped { .. } => "grouped",
+        Attention::Latent { .. } => "latent",
+    }
 }
 
 fn set_lr(settings: &mut Settings, value: &str) -> SetResult {
@@ -365,6 +393,23 @@ mod tests {
     }
 
     /// Every key accepts a value of its kind and changes something.
+    /// What is printed can be given back: every printed value sets what it came from.
+    #[test]
+    fn printed_settings_rebuild_themselves() {
+        for preset in Preset::ALL {
+            let original = Settings::preset(preset);
+            let mut rebuilt = Settings::preset(Preset::Nano);
+            for key in KEYS {
+                if let Some(value) = key.value(&original) {
+                    apply(&mut rebuilt, &format!("{}={value}", key.name)).unwrap();
+                }
+            }
+            rebuilt.model.vocab_size = original.model.vocab_size;
+            rebuilt.model.weight_scale = original.model.weight_scale;
+            assert_eq!(rebuilt, original);
+        }
+    }
+
     #[test]
     fn every_key_reaches_its_field() {
         for key in KEYS {

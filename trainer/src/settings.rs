@@ -92,9 +92,9 @@ impl Settings {
             quantize: true,
         };
         let train = match preset {
-            Preset::Nano => recipe(2_000, 16, 128, 3e-3),
-            Preset::Tiny => recipe(600, 16, 128, 2e-3),
-            Preset::Small => recipe(20_000, 16, 512, 1e-3),
+            Preset::Nano => recipe(2_000, 8, 256, 3e-3),
+            Preset::Tiny => recipe(700, 4, 256, 2e-3),
+            Preset::Small => recipe(20_000, 8, 512, 1e-3),
             _ => recipe(100_000, 1, 2_048, 2e-4),
         };
         let model = ModelConfig {

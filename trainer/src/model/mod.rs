@@ -143,7 +143,7 @@ impl<T: Real> Model<T> {
                 .collect(),
             final_norm,
             head: (!config.tie_embeddings).then(|| matrix("lm_head.weight")),
-            rope: Rope::new(config.rope.theta, config.rope_dim(), config.max_seq_len),
+            rope: Rope::new(&config.rope, config.rope_dim(), config.max_seq_len),
             config,
         }
     }

@@ -12,18 +12,13 @@ pub struct Rope<T> {
     sin: Array2<T>,
 }
 
-/// `theta^(-2i / dim)` in f64, rounded to f32 once.
-#[must_use]
-pub fn inverse_frequency(theta: f32, dim: usize, pair: usize) -> f32 {
-    f64::from(theta).powf(-2.0 * pair as f64 / dim as f64) as f32
-}
-
 impl<T: Real> Rope<T> {
-    /// Tables for positions `0..positions`. The angle is `pos * inverse_frequency`, an f32 product.
+    /// Tables for positions `0..positions` of a head part `dim` wide. The angle is the f32 product
+    /// of position and inverse frequency, as in the runtime.
     #[must_use]
-    pub fn new(theta: f32, dim: usize, positions: usize) -> Self {
-        let angle =
-            |(pos, i): (usize, usize)| f64::from(pos as f32 * inverse_frequency(theta, dim, i));
+    pub fn new(rope: &bitnet_formats::Rope, dim: usize, positions: usize) -> Self {
+        let inv_freq = rope.inv_freq(dim / 2);
+        let angle = |(pos, i): (usize, usize)| f64::from(pos as f32 * inv_freq[i]);
         let shape = (positions, dim / 2);
         Self {
             cos: Array2::from_shape_fn(shape, |at| T::from_f64(angle(at).cos())),
@@ -65,9 +60,14 @@ mod tests {
     use super::*;
     use crate::ops::check::{assert_gradient, dot, normals};
 
+    fn turning(theta: f32) -> bitnet_formats::Rope {
+        let pairing = bitnet_formats::RopePairing::HalfRotation;
+        bitnet_formats::Rope { theta, pairing }
+    }
+
     #[test]
     fn gradient_matches_finite_differences() {
-        let rope = Rope::<f64>::new(100.0, 6, 9);
+        let rope = Rope::<f64>::new(&turning(100.0), 6, 9);
         let (x, weights) = (normals(1, 6), normals(2, 6));
         let mut gradient = weights.clone();
         rope.rotate_back(7, &mut gradient);
@@ -81,7 +81,7 @@ mod tests {
     /// What RoPE is for: a score depends on the distance of two positions only.
     #[test]
     fn scores_depend_on_distance() {
-        let rope = Rope::<f64>::new(10_000.0, 8, 40);
+        let rope = Rope::<f64>::new(&turning(10_000.0), 8, 40);
         let score = |q_pos, k_pos| {
             let (mut q, mut k) = (normals(1, 8), normals(2, 8));
             rope.rotate(q_pos, &mut q);
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn position_zero_does_not_turn() {
         let mut x = [1.0f32, 2.0, 3.0, 4.0];
-        Rope::new(10_000.0, 4, 1).rotate(0, &mut x);
+        Rope::new(&turning(10_000.0), 4, 1).rotate(0, &mut x);
         assert_eq!(x, [1.0, 2.0, 3.0, 4.0]);
     }
 }

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The project's checks, by name: ./ci.sh fmt | clippy | test | features | nostd | doc | bench-build | all
+# What cannot run on this machine is printed as SKIP, never left out silently.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+fmt() { cargo fmt --all --check; }
+
+clippy() {
+    cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy -p bitnet-formats -p bitnet-runtime --no-default-features -- -D warnings
+}
+
+# Unit, integration, documentation and command-line tests of every crate.
+test() { cargo test --workspace; }
+
+# The core without std must pass the same tests: square root comes from another library there.
+features() {
+    cargo test -p bitnet-formats --no-default-features --lib
+    cargo test -p bitnet-runtime --no-default-features --lib
+}
+
+# The core must build where there is no std at all.
+nostd() {
+    local target installed
+    installed="$(rustc --print sysroot)/lib/rustlib"
+    for target in thumbv7em-none-eabihf thumbv7m-none-eabi wasm32-unknown-unknown aarch64-unknown-linux-gnu; do
+        if [ -d "$installed/$target/lib" ]; then
+            cargo build -p bitnet-runtime --no-default-features --target "$target"
+        else
+            echo "SKIP nostd $target: not installed (rustup target add $target)"
+        fi
+    done
+}
+
+doc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps; }
+
+bench-build() { cargo bench --workspace --no-run; }
+
+all() {
+    local step
+    for step in fmt clippy test features nostd doc bench-build; do
+        echo "== $step"
+        "$step"
+    done
+    echo "== all passed"
+}
+
+for step in "${@:-all}"; do
+    case "$step" in
+        fmt | clippy | test | features | nostd | doc | bench-build | all) "$step" ;;
+        *)
+            echo "ci.sh: no check named '$step'; see the first lines of this file" >&2
+            exit 2
+            ;;
+    esac
+done
