@@ -38,8 +38,8 @@ const GROUPED: &[&str] = &[
 #[test]
 fn latent_attention() {
     whole_path(&Case {
-        name: "latent, bpe:384",
-        tokenizer: "bpe:384",
+        name: "latent, bpe:320",
+        tokenizer: "bpe:320",
         attention: LATENT,
     });
 }
@@ -47,8 +47,8 @@ fn latent_attention() {
 #[test]
 fn grouped_attention() {
     whole_path(&Case {
-        name: "grouped, bpe:384",
-        tokenizer: "bpe:384",
+        name: "grouped, bpe:320",
+        tokenizer: "bpe:320",
         attention: GROUPED,
     });
 }
@@ -65,7 +65,7 @@ fn characters() {
 /// Most that the same loss may differ between trainer and runtime, in nats per token.
 const LOSS_TOLERANCE: f64 = 1e-4;
 /// A greedy choice closer than this may fall either way.
-const CLOSE_CALL: f32 = 0.1;
+const CLOSE_CALL: f32 = 0.02;
 
 fn whole_path(case: &Case) {
     let run = Fitted::new(case);
@@ -81,13 +81,8 @@ fn whole_path(case: &Case) {
     }
 
     let exact = run.perplexity("f32.btn", "f32");
-    let pairs = [
-        ("tokens", "predictions"),
-        ("bytes", "bytes"),
-        ("context", "context"),
-    ];
-    for (ours, theirs) in pairs {
-        assert_eq!(exact[ours], loss[theirs], "{}: {ours}", case.name);
+    for field in ["tokens", "bytes", "context"] {
+        assert_eq!(exact[field], loss[field], "{}: {field}", case.name);
     }
     let nats = |report: &Value| report["nats_per_token"].as_f64().unwrap();
     let apart = nats(&exact) - nats(&loss);
@@ -150,7 +145,7 @@ impl<'c> Fitted<'c> {
             "--tokenizer",
             case.tokenizer,
             "--steps",
-            "60",
+            "300",
             "--batch",
             "8",
             "--context",
@@ -227,16 +222,23 @@ impl<'c> Fitted<'c> {
         assert!(first == again, "{}: two conversions differ", self.case.name);
     }
 
-    /// Trainer and runtime continue a prompt alike, as far as no choice is a close call.
+    /// Trainer and runtime continue prompts alike, as far as no choice is a close call.
     fn greedy_texts_agree(&self) {
-        const PROMPT: &str = "She was ";
-        const MOST: usize = 24;
+        let compared: usize = ["She was ", "Mr. Darcy ", "It is a truth"]
+            .map(|prompt| self.greedy_text_agrees(prompt))
+            .iter()
+            .sum();
+        assert!(compared >= 10, "{}: too unsure to tell", self.case.name);
+    }
+
+    /// Gives the number of tokens that were compared.
+    fn greedy_text_agrees(&self, prompt: &str) -> usize {
         let generate = |n: usize| {
             let n = n.to_string();
             let args = [
                 "f32.btn",
                 "--prompt",
-                PROMPT,
+                prompt,
                 "--kv",
                 "f32",
                 "--json",
@@ -245,23 +247,13 @@ impl<'c> Fitted<'c> {
             ];
             self.json(&programs().run, &args)
         };
-        let long = generate(MOST);
-        let clear = self.clear_choices(&long);
-        println!(
-            "{}: {clear} of {MOST} greedy choices before a close call",
-            self.case.name
-        );
-        assert!(
-            clear >= 3,
-            "{}: the model is too unsure to tell",
-            self.case.name
-        );
+        let clear = self.clear_choices(&generate(24));
         let n = clear.to_string();
         let args = [
             "sample",
             "run",
             "--prompt",
-            PROMPT,
+            prompt,
             "--temperature",
             "0",
             "--max-tokens",
@@ -269,8 +261,13 @@ impl<'c> Fitted<'c> {
         ];
         let theirs = self.run(&programs().trainer, &args);
         let ours = generate(clear);
-        let ours = ours["text"].as_str().unwrap();
-        assert_eq!(format!("{PROMPT}{ours}\n"), theirs, "{}", self.case.name);
+        let ours = format!("{prompt}{}\n", ours["text"].as_str().unwrap());
+        println!(
+            "{}: {clear} tokens without a close call: {ours:?}",
+            self.case.name
+        );
+        assert_eq!(ours, theirs, "{}", self.case.name);
+        clear
     }
 
     /// How many tokens were chosen by a margin before the first that was not.
