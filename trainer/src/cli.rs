@@ -291,13 +291,9 @@ fn run_eval(args: &EvalArgs) -> anyhow::Result<String> {
         return Ok(serde_json::to_string(&found)? + "\n");
     }
     Ok(format!(
-        "{} predictions in windows of {}\n\
+        "{} tokens predicted in windows of {}\n\
          {:.6} nats per token\n{:.4} perplexity\n{:.6} bits per byte\n",
-        found.predictions,
-        found.context,
-        found.nats_per_token,
-        found.perplexity,
-        found.bits_per_byte
+        found.tokens, found.context, found.nats_per_token, found.perplexity, found.bits_per_byte
     ))
 }
 

@@ -20,8 +20,8 @@ use crate::model::{Diverged, Model, Sequence};
 /// What an evaluation finds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Predictions: tokens less one.
-    pub predictions: usize,
+    /// Tokens predicted: all but the first.
+    pub tokens: usize,
     /// Bytes of the text.
     pub bytes: usize,
     /// Tokens per window.
@@ -60,10 +60,10 @@ pub fn evaluate(model: &Model<f32>, text: &EncodedText, context: usize) -> Resul
     if !sum.is_finite() {
         return Err(Error::Data("the loss is infinite or not a number".into()));
     }
-    let predictions = text.ids.len() - 1;
-    let nats_per_token = sum / predictions as f64;
+    let tokens = text.ids.len() - 1;
+    let nats_per_token = sum / tokens as f64;
     Ok(Evaluation {
-        predictions,
+        tokens,
         bytes: text.bytes,
         context,
         nats_per_token,
@@ -141,7 +141,7 @@ mod tests {
         };
         let one = run(1);
         assert_eq!(one, run(3));
-        assert_eq!(one.predictions, 199);
+        assert_eq!(one.tokens, 199);
         assert!((one.perplexity.ln() - one.nats_per_token).abs() < 1e-12);
         let bits = one.nats_per_token * 199.0 / 400.0 / std::f64::consts::LN_2;
         assert!((one.bits_per_byte - bits).abs() < 1e-12);

@@ -81,7 +81,7 @@ fn fit_eval_and_sample_work_together() {
         &["eval", "run", "--data", "text.txt", "--json"],
     );
     let found: serde_json::Value = serde_json::from_str(&measured.stdout).unwrap();
-    assert_eq!(found["predictions"], 59 * 30 - 1);
+    assert_eq!(found["tokens"], 59 * 30 - 1);
     assert!(found["nats_per_token"].as_f64().unwrap() < 6.0);
     let sample = ["sample", "run", "--prompt", "She was", "--max-tokens", "5"];
     let greedy = [&sample[..], &["--temperature", "0"]].concat();
