@@ -86,6 +86,35 @@ fn check_gemm(codes: &[i8], tokens: &[i8], cols: usize, store: Store) {
     }
 }
 
+/// A set that the machine has and that did not run would be a set without tests. The features are
+/// asked for here by name, apart from the tables; run with `--nocapture` to see the list.
+#[test]
+fn every_set_of_this_machine_runs() {
+    macro_rules! has {
+        ($($feature:tt)+) => {
+            if cfg!(feature = "std") {
+                $(is_x86_feature_detected!($feature))&&+
+            } else {
+                $(cfg!(target_feature = $feature))&&+
+            }
+        };
+    }
+    let mut expected = vec!["scalar", "portable"];
+    #[cfg(target_arch = "x86_64")]
+    for (name, found) in [
+        ("avx2", has!("avx2" "f16c")),
+        ("avxvnni", has!("avx2" "f16c" "avxvnni")),
+        ("avx512vnni", has!("avx512f" "avx512bw" "avx512vnni")),
+        ("avx512vbmi", has!("avx512bw" "avx512vnni" "avx512vbmi")),
+    ] {
+        expected.extend(found.then_some(name));
+    }
+    let ran: Vec<_> = Kernels::available().map(|k| k.isa().name()).collect();
+    println!("kernel sets: {}", ran.join(" "));
+    assert_eq!(ran, expected);
+    assert_eq!(Kernels::detect().isa().name(), *expected.last().unwrap());
+}
+
 const SHAPES: [(usize, usize); 12] = [
     (1, 1),
     (15, 19),
@@ -105,7 +134,7 @@ const SHAPES: [(usize, usize); 12] = [
 fn gemm_equals_the_integer_loop_on_random_codes() {
     let mut random = Random(7);
     for (rows, cols) in SHAPES {
-        for n_tokens in [1, 2, 3, 4, 5, 9] {
+        for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17] {
             let codes = random.fill(rows * cols, |r| (r % 3) as i8 - 1);
             let tokens = random.fill(n_tokens * cols, |r| r as i8);
             check_gemm(&codes, &tokens, cols, Store::Set);
@@ -130,12 +159,56 @@ fn gemm_equals_the_integer_loop_at_the_limits() {
     }
 }
 
+/// More tokens than share a decoding, and one and two more.
+#[test]
+fn gemm_equals_the_integer_loop_for_many_tokens() {
+    let mut random = Random(19);
+    for n_tokens in [63, 64, 65, 130] {
+        for (rows, cols) in [(16, 20), (50, 345)] {
+            let codes = random.fill(rows * cols, |r| (r % 3) as i8 - 1);
+            let tokens = random.fill(n_tokens * cols, |r| r as i8);
+            check_gemm(&codes, &tokens, cols, Store::Add);
+        }
+    }
+}
+
 /// The widest matrix a file may hold, all ones times -128: the largest sum there is.
 #[test]
 fn gemm_is_exact_at_the_widest_matrix() {
     let cols = bitnet_formats::config::MAX_COLS;
-    check_gemm(&vec![1; 16 * cols], &vec![-128; cols], cols, Store::Set);
-    check_gemm(&vec![-1; 16 * cols], &vec![-128; cols], cols, Store::Set);
+    for code in [-1, 0, 1] {
+        for n_tokens in [1, 2] {
+            let codes = vec![code; 16 * cols];
+            check_gemm(&codes, &vec![-128; n_tokens * cols], cols, Store::Set);
+        }
+    }
+}
+
+/// Activations beyond the columns meet zero trits only: a caller's padding cannot leak in.
+#[test]
+fn padding_does_not_count() {
+    let codes = [1, -1, 1, 0, 1, 1, -1];
+    for layout in TernaryLayout::ALL {
+        let packed = pack(layout, &codes, 7);
+        let weights = TernaryView::new(layout, (1, 7), 1.0, &packed).unwrap();
+        for kernels in Kernels::available() {
+            for n_tokens in [1, 2] {
+                let factors = &[1.0, 1.0][..n_tokens];
+                let codes = vec![100; n_tokens * CODE_PADDING];
+                let job = TernaryGemm {
+                    weights,
+                    groups: 0..1,
+                    activations: Activations::new(&codes, CODE_PADDING),
+                    factors,
+                    store: Store::Set,
+                };
+                let mut out = [0.0; 2];
+                kernels.ternary_gemm(&job, &mut out[..n_tokens]);
+                let name = kernels.isa().name();
+                assert_eq!(out[..n_tokens], [200.0; 2][..n_tokens], "{name} {layout:?}");
+            }
+        }
+    }
 }
 
 #[test]
