@@ -5,18 +5,22 @@
 //! plane. Both sums may wrap; the difference of [`finish_t5`] fits an i32 and is exact.
 
 use core::arch::x86_64::*;
+use core::ops::Range;
 
-use bitnet_formats::TernaryLayout;
+use bitnet_formats::float::{bf16_to_f32, f16_to_f32};
+use bitnet_formats::{MatrixView, TernaryLayout, TernaryView};
 
-use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
-use super::{Isa, Kernels, TernaryGemm};
+use super::x86::{self, Dots, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
+use super::{HeadInput, Isa, Kernels, TernaryGemm};
+use crate::math::fold_lanes;
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
     x86::has!("avx512f", "avx512bw", "avx512vnni").then_some(Kernels {
         isa: Isa::Avx512Vnni,
         ternary_gemm,
-        ..super::avx2::kernels()?
+        ternary_f32,
+        head,
     })
 }
 
@@ -270,4 +274,154 @@ fn multiply_two<const N: usize>(
 fn add_to(acc: &mut Sums, sums: __m512i) {
     let total = _mm512_add_epi32(load_sums(acc), sums);
     store_sums(acc, total);
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+fn ternary_f32(weights: &TernaryView<'_>, groups: Range<usize>, x: &[f32], out: &mut [f32]) {
+    x86::ternary_f32::<PLANES>(
+        weights,
+        groups,
+        x,
+        out,
+        |lines, panel| match weights.layout {
+            TernaryLayout::T5R16 => unpack_t5(lines, panel),
+            TernaryLayout::T2R16 => unpack_t2(lines, panel),
+        },
+        |panels, x, sums| {
+            with_count!(sums.len(), [1 2 3 4], add_columns(panels, x, sums));
+        },
+    );
+}
+
+/// Adds `t[r][k] * x[k]` for ascending k to the sixteen sums of `N` groups.
+///
+/// Byte `i` of a lane is the digit of column `i`: shifted down, it picks -1, 0 or 1 from a register.
+#[target_feature(enable = "avx512f")]
+fn add_columns<const N: usize>(panels: &[Panel<PLANES>], x: &[f32], sums: &mut [[f32; 16]]) {
+    let codes = _mm512_setr4_ps(-1.0, 0.0, 1.0, 0.0);
+    let panels: [&Panel<PLANES>; N] = core::array::from_fn(|n| &panels[n]);
+    let mut acc: [__m512; N] = core::array::from_fn(|n| load_floats(&sums[n]));
+    x86::for_each_four(x, |j, four| {
+        let mut digits = panels.map(|panel| load(&panel.0[j]));
+        for x in four {
+            let x = _mm512_set1_ps(x);
+            for (acc, digits) in acc.iter_mut().zip(&mut digits) {
+                let code = _mm512_permutexvar_ps(*digits, codes);
+                *acc = _mm512_add_ps(*acc, _mm512_mul_ps(code, x));
+                *digits = _mm512_srli_epi32::<8>(*digits);
+            }
+        }
+    });
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        *sums = to_lanes(acc);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
+    let dots = Dots {
+        i8: |codes: &[u8], x: &[i16]| dot_i8(codes, x),
+        f16: |w: &[[u8; 2]], x: &[f32]| dot_f16(w, x),
+        bf16: |w: &[[u8; 2]], x: &[f32]| dot_bf16(w, x),
+    };
+    x86::head(matrix, rows, input, out, dots);
+}
+
+/// Columns whose products fit the 32-bit lanes: 128 pairs of at most `2^7 * 2^15` each.
+const I8_BLOCK: usize = 4_096;
+
+/// As [`super::avx2::dot_i8`], twice as wide.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn dot_i8(codes: &[u8], x: &[i16]) -> i64 {
+    let mut total = 0;
+    for (codes, x) in codes.chunks(I8_BLOCK).zip(x.chunks(I8_BLOCK)) {
+        let (codes, codes_rest) = codes.as_chunks::<64>();
+        let (x, x_rest) = x.as_chunks::<64>();
+        let mut acc = [_mm512_setzero_si512(); 4];
+        for (i, (codes, x)) in codes.iter().zip(x).enumerate() {
+            prefetch_after(codes);
+            for half in 0..2 {
+                let acc = &mut acc[2 * (i % 2) + half];
+                let w = load_i8(&codes.as_chunks().0[half]);
+                *acc = _mm512_dpwssd_epi32(*acc, w, load_i16(&x.as_chunks().0[half]));
+            }
+        }
+        let pairs = [0, 2].map(|i| _mm512_add_epi32(acc[i], acc[i + 1]));
+        let mut sums = [0; 16];
+        store_sums(&mut sums, _mm512_add_epi32(pairs[0], pairs[1]));
+        total += sums.iter().map(|sum| i64::from(*sum)).sum::<i64>();
+        total += x86::dot_i8_rest(codes_rest, x_rest);
+    }
+    total
+}
+
+#[target_feature(enable = "avx512f")]
+fn dot_f16(w: &[[u8; 2]], x: &[f32]) -> f32 {
+    dot_halves(w, x, |w| _mm512_cvtph_ps(w), f16_to_f32)
+}
+
+#[target_feature(enable = "avx512f")]
+fn dot_bf16(w: &[[u8; 2]], x: &[f32]) -> f32 {
+    let widen = |w| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(w)));
+    dot_halves(w, x, widen, bf16_to_f32)
+}
+
+/// The sixteen-lane dot product of a row of 16-bit floats: one register is the sixteen lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn dot_halves(
+    w: &[[u8; 2]],
+    x: &[f32],
+    widen: impl Fn(__m256i) -> __m512,
+    widen_one: impl Fn(u16) -> f32,
+) -> f32 {
+    let (w, w_rest) = w.as_chunks::<16>();
+    let (x, x_rest) = x.as_chunks::<16>();
+    let mut acc = _mm512_setzero_ps();
+    for (w, x) in w.iter().zip(x) {
+        prefetch_after(w);
+        acc = _mm512_add_ps(acc, _mm512_mul_ps(widen(load_halves(w)), load_floats(x)));
+    }
+    let mut lanes = to_lanes(acc);
+    for ((lane, w), x) in lanes.iter_mut().zip(w_rest).zip(x_rest) {
+        *lane += widen_one(u16::from_le_bytes(*w)) * x;
+    }
+    fold_lanes(lanes)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load_i8(codes: &[u8; 32]) -> __m512i {
+    // SAFETY: 32 readable bytes, and the load asks for no alignment.
+    _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(codes.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_i16(x: &[i16; 32]) -> __m512i {
+    // SAFETY: 32 i16 are 64 readable bytes, and the load asks for no alignment.
+    unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_halves(w: &[[u8; 2]; 16]) -> __m256i {
+    // SAFETY: 32 readable bytes, and the load asks for no alignment.
+    unsafe { _mm256_loadu_si256(w.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_floats(x: &[f32; 16]) -> __m512 {
+    // SAFETY: sixteen readable f32, and the load asks for no alignment.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn to_lanes(x: __m512) -> [f32; 16] {
+    let mut lanes = [0.0; 16];
+    // SAFETY: sixteen writable f32, and the store asks for no alignment.
+    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), x) }
+    lanes
 }

@@ -3,18 +3,20 @@
 //! T5 by one token goes as in [`super::avx512vnni`]: dot products of raw fractions, no digits.
 
 use core::arch::x86_64::*;
+use core::ops::Range;
 
-use bitnet_formats::TernaryLayout;
+use bitnet_formats::{MatrixView, TernaryLayout};
 
 use super::avx2::{self, Halves, add_to, broadcast, load, next_fraction, zero};
-use super::x86::{self, Line, Panel, Sums, Tile, prefetch_after, with_count};
-use super::{Isa, Kernels, TernaryGemm};
+use super::x86::{self, Dots, Line, Panel, Sums, Tile, prefetch_after, with_count};
+use super::{HeadInput, Isa, Kernels, TernaryGemm};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
     x86::has!("avxvnni").then_some(Kernels {
         isa: Isa::AvxVnni,
         ternary_gemm,
+        head,
         ..avx2::kernels()?
     })
 }
@@ -125,4 +127,16 @@ fn multiply<const N: usize>(panel: &Panel<PLANES>, tile: &Tile<'_>, acc: &mut [[
     for ([acc], sums) in acc.iter_mut().zip(sums) {
         add_to(acc, sums);
     }
+}
+
+#[target_feature(enable = "avx2,f16c,avxvnni")]
+fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
+    let dots = Dots {
+        i8: |codes: &[u8], x: &[i16]| {
+            avx2::dot_i8(codes, x, |acc, w, x| _mm256_dpwssd_avx_epi32(acc, w, x))
+        },
+        f16: |w: &[[u8; 2]], x: &[f32]| avx2::dot_f16(w, x),
+        bf16: |w: &[[u8; 2]], x: &[f32]| avx2::dot_bf16(w, x),
+    };
+    x86::head(matrix, rows, input, out, dots);
 }

@@ -1,4 +1,4 @@
-//! What the x86 sets share: the order in which a ternary product is walked, and prefetching.
+//! What the x86 sets share: the order in which matrices are walked, and prefetching.
 //!
 //! Every set sees the sixteen rows of a group as sixteen 32-bit lanes: bytes `4 r .. 4 r + 4` of a
 //! line are lane `r`, and the four activations of a plane are broadcast to all lanes. The byte dot
@@ -8,10 +8,13 @@
 //! Functions here are inlined into callers that have an instruction set, and are compiled for it.
 
 use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use core::ops::Range;
 
 use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES};
+use bitnet_formats::{MatrixView, Row, TernaryView};
 
-use super::{Activations, Store, TernaryGemm};
+use super::scalar::{dense_dot, i8_logit};
+use super::{Activations, HeadInput, Store, TernaryGemm};
 
 pub(super) type Line = [u8; LINE_BYTES];
 /// One integer per row of a group.
@@ -152,6 +155,95 @@ fn store_group(
         (None, Store::Set) => out.iter_mut().zip(y).for_each(|(out, y)| *out = y),
         (None, Store::Add) => out.iter_mut().zip(y).for_each(|(out, y)| *out += y),
     }
+}
+
+/// Row groups whose float sums go side by side: an addition waits for the one before.
+pub(super) const F32_GROUPS: usize = 4;
+
+/// Walks a product of ternary rows and floats: up to [`F32_GROUPS`] groups and `PLANES` planes at a
+/// time, `unpack` writes digits and `add_columns` takes the columns in ascending order.
+#[inline(always)]
+pub(super) fn ternary_f32<const PLANES: usize>(
+    weights: &TernaryView<'_>,
+    groups: Range<usize>,
+    x: &[f32],
+    out: &mut [f32],
+    unpack: impl Fn(&[Line], &mut Panel<PLANES>),
+    add_columns: impl Fn(&[Panel<PLANES>], &[f32], &mut [[f32; GROUP_ROWS]]),
+) {
+    let n_lines = PLANES / weights.layout.planes();
+    let n_cols = n_lines * weights.layout.block_cols();
+    let mut panels = [const { Panel([[0; LINE_BYTES]; PLANES]) }; F32_GROUPS];
+    let out = out.as_chunks_mut().0;
+    let first_groups = groups.step_by(F32_GROUPS);
+    for (first, out) in first_groups.zip(out.chunks_mut(F32_GROUPS)) {
+        out.fill([0.0; GROUP_ROWS]);
+        let panels = &mut panels[..out.len()];
+        for (i, x) in x.chunks(n_cols).enumerate() {
+            for (group, panel) in (first..).zip(&mut *panels) {
+                let lines = &weights.group(group)[i * n_lines..];
+                unpack(&lines[..n_lines.min(lines.len())], panel);
+            }
+            add_columns(panels, x, out);
+        }
+    }
+}
+
+/// Four columns at a time; missing ones are zero, and add nothing to a sum that begins at `+0`.
+#[inline(always)]
+pub(super) fn for_each_four(x: &[f32], mut f: impl FnMut(usize, [f32; 4])) {
+    let (fours, rest) = x.as_chunks();
+    fours.iter().enumerate().for_each(|(j, four)| f(j, *four));
+    if !rest.is_empty() {
+        let mut four = [0.0; 4];
+        four[..rest.len()].copy_from_slice(rest);
+        f(fours.len(), four);
+    }
+}
+
+/// A dot product of a set: of int8 with int16 to an exact integer, or of 16-bit floats with f32 in
+/// sixteen lanes.
+pub(super) struct Dots<I8, F16, BF16> {
+    pub(super) i8: I8,
+    pub(super) f16: F16,
+    pub(super) bf16: BF16,
+}
+
+/// Walks the rows of a head. Rows of f32 need no instruction by name: compiled for the set, the
+/// definition is what one would write.
+#[inline(always)]
+pub(super) fn head(
+    matrix: &MatrixView<'_>,
+    rows: Range<usize>,
+    input: HeadInput<'_>,
+    out: &mut [f32],
+    dots: Dots<
+        impl Fn(&[u8], &[i16]) -> i64,
+        impl Fn(&[[u8; 2]], &[f32]) -> f32,
+        impl Fn(&[[u8; 2]], &[f32]) -> f32,
+    >,
+) {
+    for (r, out) in rows.zip(out) {
+        *out = match (matrix.row(r), input) {
+            (Row::I8(codes, scale), HeadInput::I16(x, inverse)) => {
+                i8_logit((dots.i8)(codes, x), scale, inverse)
+            }
+            (Row::F16(w), HeadInput::F32(x)) => (dots.f16)(w, x),
+            (Row::BF16(w), HeadInput::F32(x)) => (dots.bf16)(w, x),
+            (row, HeadInput::F32(x)) => dense_dot(row, x),
+            _ => unreachable!("checked by Kernels::head"),
+        };
+    }
+}
+
+/// The products of the last columns of an int8 row, those that fill no register.
+#[inline(always)]
+pub(super) fn dot_i8_rest(codes: &[u8], x: &[i16]) -> i64 {
+    let terms = codes
+        .iter()
+        .zip(x)
+        .map(|(w, x)| i64::from(*w as i8) * i64::from(*x));
+    terms.sum()
 }
 
 /// Calls a function that is generic over a number of tokens with the number at hand.
