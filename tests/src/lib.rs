@@ -1,5 +1,6 @@
-//! What the end-to-end tests share: synthetic models, and runs of them.
+//! What the end-to-end tests share: synthetic models, runs of them, and the programs.
 
+pub mod programs;
 pub mod random;
 pub mod synthetic;
 

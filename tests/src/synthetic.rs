@@ -6,8 +6,8 @@ use bitnet_formats::float::{f32_to_bf16, f32_to_f16};
 use bitnet_formats::quant::quantize_row;
 use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_formats::{
-    Activation, ArchiveWriter, Attention, Dtype, ModelConfig, Norms, Rope, RopePairing,
-    TensorClass, TensorRole, TensorSpec, TernaryLayout, WeightScale,
+    Activation, ArchiveWriter, Attention, Dtype, ModelConfig, Norms, Preset, Rope, RopePairing,
+    SectionKind, TensorClass, TensorRole, TensorSpec, TernaryLayout, WeightScale,
 };
 
 use crate::random::Random;
@@ -80,39 +80,104 @@ pub fn random_config(random: &mut Random) -> ModelConfig {
 /// If the configuration is not valid.
 #[must_use]
 pub fn model(config: &ModelConfig, storage: Storage, seed: u64) -> Vec<u8> {
-    let mut writer =
-        ArchiveWriter::new(Cursor::new(Vec::new()), config, &[]).expect("a valid config");
+    model_with(config, storage, seed, &[])
+}
+
+/// The same with sections beside the weights, in file order.
+///
+/// # Panics
+///
+/// If the configuration is not valid, or a section cannot be added.
+#[must_use]
+pub fn model_with(
+    config: &ModelConfig,
+    storage: Storage,
+    seed: u64,
+    sections: &[(SectionKind, &[u8])],
+) -> Vec<u8> {
     let mut random = Random(seed);
+    write(config, sections, |spec| match spec.role.class() {
+        TensorClass::Ternary => {
+            let scale = 0.5 + random.below(1_000) as f32 / 500.0;
+            (
+                Dtype::Ternary(storage.ternary),
+                scale,
+                ternary(spec, storage.ternary, || random.below(3) as i8 - 1),
+            )
+        }
+        TensorClass::Matrix => (storage.dense, 0.0, dense(spec, storage.dense, &mut random)),
+        TensorClass::Vector => (Dtype::F32, 0.0, vector(spec, &mut random)),
+    })
+}
+
+/// A model that says what it is told to: after id `i` the best next id is `successors[i]`, whatever
+/// came before. The blocks add nothing, so that the last token alone decides.
+///
+/// # Panics
+///
+/// If a successor is no id, or a section cannot be added.
+#[must_use]
+pub fn bigrams(successors: &[u32], sections: &[(SectionKind, &[u8])]) -> Vec<u8> {
+    let n = successors.len();
+    let config = ModelConfig {
+        hidden_size: n,
+        intermediate_size: 16,
+        n_layers: 1,
+        n_heads: 1,
+        attention: Attention::Grouped {
+            n_kv_heads: 1,
+            head_dim: 2,
+        },
+        vocab_size: n,
+        max_seq_len: 64,
+        tie_embeddings: false,
+        ..Preset::Nano.config()
+    };
+    let one_at = |ones: &mut dyn FnMut(usize) -> usize| {
+        let mut matrix = vec![0.0f32; n * n];
+        (0..n).for_each(|i| matrix[ones(i)] = 1.0);
+        bytes_of(&matrix)
+    };
+    let layout = TernaryLayout::T5R16;
+    write(&config, sections, |spec| match spec.role {
+        TensorRole::Embedding => (Dtype::F32, 0.0, one_at(&mut |id| id * n + id)),
+        TensorRole::Head => {
+            let entry = &mut |id: usize| successors[id] as usize * n + id;
+            (Dtype::F32, 0.0, one_at(entry))
+        }
+        role if role.class() == TensorClass::Ternary => {
+            (Dtype::Ternary(layout), 1.0, ternary(spec, layout, || 0))
+        }
+        _ => (Dtype::F32, 0.0, bytes_of(&vec![1.0; spec.cols])),
+    })
+}
+
+/// Writes a file; `tensor` gives type, scale and payload of each tensor in file order.
+fn write(
+    config: &ModelConfig,
+    sections: &[(SectionKind, &[u8])],
+    mut tensor: impl FnMut(&TensorSpec) -> (Dtype, f32, Vec<u8>),
+) -> Vec<u8> {
+    let sink = Cursor::new(Vec::new());
+    let mut writer = ArchiveWriter::new(sink, config, sections).expect("a valid config");
     while let Some(spec) = writer.next_tensor() {
-        let (dtype, scale, payload) = match spec.role.class() {
-            TensorClass::Ternary => {
-                let scale = 0.5 + random.below(1_000) as f32 / 500.0;
-                (
-                    Dtype::Ternary(storage.ternary),
-                    scale,
-                    ternary(&spec, storage.ternary, &mut random),
-                )
-            }
-            TensorClass::Matrix => (storage.dense, 0.0, dense(&spec, storage.dense, &mut random)),
-            TensorClass::Vector => (Dtype::F32, 0.0, vector(&spec, &mut random)),
-        };
+        let (dtype, scale, payload) = tensor(&spec);
         writer.begin_tensor(dtype, scale).expect("a legal tensor");
         writer.write_all(&payload).expect("room for the payload");
     }
-    writer
-        .finish()
-        .expect("all tensors")
-        .into_inner()
-        .into_inner()
+    let sink = writer.finish().expect("all tensors").into_inner();
+    sink.into_inner()
 }
 
-fn ternary(spec: &TensorSpec, layout: TernaryLayout, random: &mut Random) -> Vec<u8> {
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn ternary(spec: &TensorSpec, layout: TernaryLayout, mut code: impl FnMut() -> i8) -> Vec<u8> {
     let mut packed = vec![0; layout.packed_bytes(spec.rows, spec.cols) as usize];
     for (g, bytes) in packed.chunks_mut(layout.group_bytes(spec.cols)).enumerate() {
         let rows = GROUP_ROWS.min(spec.rows - g * GROUP_ROWS);
-        let codes: Vec<i8> = (0..rows * spec.cols)
-            .map(|_| random.below(3) as i8 - 1)
-            .collect();
+        let codes: Vec<i8> = (0..rows * spec.cols).map(|_| code()).collect();
         layout.pack_group(&codes, spec.cols, bytes);
     }
     packed

@@ -1,1 +1,33 @@
-//! Under construction.
+//! Trains BitNet b1.58 language models on a CPU.
+//!
+//! Ternary weights and int8 activations in the forward pass, f32 master weights behind them, and a
+//! hand-written backward pass per layer: no autograd. What `fit` writes is a folder of
+//! safetensors, config.json and tokenizer.json under the public tensor names.
+#![deny(unsafe_code)]
+
+pub mod checkpoint;
+pub mod cli;
+pub mod config_json;
+pub mod data;
+pub mod error;
+pub mod eval;
+pub mod files;
+pub mod fit;
+pub mod keys;
+pub mod memory;
+pub mod metrics;
+pub mod model;
+pub mod ops;
+pub mod optim;
+pub mod param;
+pub mod plot;
+pub mod progress;
+pub mod real;
+pub mod rng;
+pub mod sample;
+pub mod schedule;
+pub mod settings;
+pub mod tensor;
+pub mod tensor_file;
+pub mod tokenizer;
+pub mod trainer;

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use bitnet_runtime::{Isa, Kernels, KvType, LoadOptions, SamplerConfig, TernaryLayout, WeightHold};
+use bitnet_runtime::{
+    Isa, Kernels, KvType, LoadOptions, SamplerConfig, SessionConfig, TernaryLayout, WeightHold,
+};
 use clap::{ArgGroup, Parser, ValueEnum};
 
 /// Run a .btn language model: text goes to stdout as it comes, figures to stderr.
@@ -14,11 +16,17 @@ pub(crate) struct Args {
     pub(crate) model: PathBuf,
 
     /// Continue this text; `-` reads it from stdin.
-    #[arg(long, group = "task", value_name = "TEXT")]
+    #[arg(long, group = "task", value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
 
     /// Continue these token ids, for example 5,17,3.
-    #[arg(long, group = "task", value_delimiter = ',', value_name = "IDS")]
+    #[arg(
+        long,
+        group = "task",
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        value_name = "IDS"
+    )]
     ids: Option<Vec<u32>>,
 
     /// Print the exact bytes for weights, cache and scratch, and run nothing.
@@ -34,36 +42,47 @@ pub(crate) struct Args {
     perplexity: Option<PathBuf>,
 
     /// Most tokens to generate.
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "N",
+        default_value_t = 256
+    )]
     pub(crate) max_tokens: usize,
 
     /// Positions of the context [default: what prompt and --max-tokens need, or the model's for
     /// --plan and --perplexity; at most the model's].
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = at_least_one)]
     pub(crate) context: Option<usize>,
 
     /// Tokens of a prompt that are read together: more is faster and takes more scratch memory.
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    pub(crate) prefill_batch: usize,
+    /// Never more than the context.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    prefill_batch: usize,
 
     /// Randomness of the choice; 0 takes the best token always.
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
+    #[arg(long, allow_negative_numbers = true, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
     temperature: f32,
 
     /// Choose among the K best tokens only; 0 for all.
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        value_name = "K",
+        default_value_t = 0
+    )]
     top_k: usize,
 
     /// Choose among the best tokens that together have probability P.
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 1.0, value_parser = probability)]
     top_p: f32,
 
     /// Drop tokens less probable than P times the best.
-    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = probability)]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 0.0, value_parser = probability)]
     min_p: f32,
 
     /// Seed of the choice: the same seed gives the same text on every machine.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0)]
     seed: u64,
 
     /// Cache of keys and values. A latent cache is lossless: f32 is the same as native there.
@@ -141,11 +160,20 @@ impl Args {
         }
     }
 
-    pub(crate) const fn kv(&self) -> KvType {
+    const fn kv(&self) -> KvType {
         match self.kv {
             Kv::Native => KvType::Native,
             Kv::F16 => KvType::F16,
             Kv::F32 => KvType::F32,
+        }
+    }
+
+    /// A session of this many positions. A chunk longer than that would be memory nobody uses.
+    pub(crate) fn session(&self, max_seq_len: usize) -> SessionConfig {
+        SessionConfig {
+            max_seq_len,
+            prefill_batch: self.prefill_batch.min(max_seq_len),
+            kv: self.kv(),
         }
     }
 
@@ -170,6 +198,13 @@ impl Args {
             min_p: self.min_p,
             seed: self.seed,
         }
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..) => Ok(n),
+        _ => Err("a whole number of at least 1 is needed".into()),
     }
 }
 

@@ -42,10 +42,13 @@ struct Generated {
 }
 
 pub(crate) fn run(args: &Args, file: &ModelFile, prompt: Prompt<'_>) -> Result<()> {
+    if let Some(logits) = &args.logits {
+        file.refuse_overwriting(logits)?;
+    }
     let archive = file.archive()?;
     let (tokenizer, ids) = file.verified(&archive, args.trust, || {
-        let tokenizer = text::tokenizer(&archive)?;
-        let ids = prompt_ids(&prompt, tokenizer.as_ref())?;
+        let tokenizer = text::tokenizer(file, &archive)?;
+        let ids = prompt_ids(file, &prompt, tokenizer.as_ref())?;
         Ok((tokenizer, ids))
     })?;
     let session = session_config(args, &archive, ids.len())?;
@@ -56,7 +59,11 @@ pub(crate) fn run(args: &Args, file: &ModelFile, prompt: Prompt<'_>) -> Result<(
     report(args, &ids, &generated, &memory)
 }
 
-fn prompt_ids(prompt: &Prompt<'_>, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
+fn prompt_ids(
+    file: &ModelFile,
+    prompt: &Prompt<'_>,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Vec<u32>> {
     let text = match prompt {
         Prompt::Ids(ids) => return Ok(ids.to_vec()),
         Prompt::Text("-") => {
@@ -69,7 +76,10 @@ fn prompt_ids(prompt: &Prompt<'_>, tokenizer: Option<&Tokenizer>) -> Result<Vec<
         Prompt::Text(text) => (*text).to_owned(),
     };
     let Some(tokenizer) = tokenizer else {
-        bail!("the file has no tokenizer: give token ids with --ids");
+        bail!(
+            "{} has no tokenizer: give token ids with --ids",
+            file.name()
+        );
     };
     let ids = text::encode(tokenizer, &text, true)?;
     if ids.is_empty() {
@@ -94,11 +104,7 @@ fn session_config(args: &Args, archive: &Archive<'_>, prompt: usize) -> Result<S
             "the prompt has {prompt} tokens and the context {max_seq_len}: shorten the prompt{raise}"
         );
     }
-    Ok(SessionConfig {
-        max_seq_len,
-        prefill_batch: args.prefill_batch,
-        kv: args.kv(),
-    })
+    Ok(args.session(max_seq_len))
 }
 
 fn generate(
@@ -175,7 +181,7 @@ fn read_prompt(args: &Args, session: &mut Session<'_, '_, '_>, prompt: &[u32]) -
 fn emit(args: &Args, all: &mut String, piece: &str) -> Result<()> {
     all.push_str(piece);
     if !args.json && !piece.is_empty() {
-        let mut out = std::io::stdout().lock();
+        let mut out = output::stdout();
         out.write_all(piece.as_bytes())?;
         out.flush()?;
     }
@@ -193,7 +199,7 @@ fn report(args: &Args, prompt: &[u32], generated: &Generated, memory: &Memory) -
     let prefill_rate = output::rate(prompt.len(), *prefill);
     // The first token comes from the prompt's logits: decoding makes the others.
     let decode_rate = output::rate(ids.len().saturating_sub(1), *decode);
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     if args.json {
         let json = serde_json::json!({
             "prompt_ids": prompt,
@@ -215,20 +221,20 @@ fn report(args: &Args, prompt: &[u32], generated: &Generated, memory: &Memory) -
         write!(out, "{}", ids.join(","))?;
     }
     writeln!(out)?;
-    eprintln!(
+    output::note(format_args!(
         "prefill {} tokens, {prefill_rate:.1} tokens/s; decode {} tokens, {decode_rate:.1} tokens/s",
         prompt.len(),
         ids.len().saturating_sub(1),
-    );
-    eprintln!(
+    ));
+    output::note(format_args!(
         "memory: file mapped {}, weights copied {}, cache {}, scratch {}",
         output::bytes(memory.file_bytes),
         output::bytes(memory.weight_bytes),
         output::bytes(memory.kv_bytes),
         output::bytes(memory.scratch_bytes),
-    );
+    ));
     if *stop == End::ContextFull {
-        eprintln!("stopped: the context is full");
+        output::note(format_args!("stopped: the context is full"));
     }
     Ok(())
 }

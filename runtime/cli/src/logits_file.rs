@@ -3,8 +3,8 @@
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use tempfile::NamedTempFile;
+use anyhow::{Context, Result, bail};
+use tempfile::{Builder, NamedTempFile};
 
 /// `logits`, f32, `[rows, vocab_size]`; appears under its name only when complete.
 pub(crate) struct LogitsFile {
@@ -14,11 +14,19 @@ pub(crate) struct LogitsFile {
 
 impl LogitsFile {
     pub(crate) fn create(path: &Path, rows: usize, vocab_size: usize) -> Result<Self> {
+        if path.is_dir() {
+            bail!("{} is a folder; name a file in it", path.display());
+        }
         let folder = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let file = NamedTempFile::new_in(folder)
+        if !folder.is_dir() {
+            let (path, folder) = (path.display(), folder.display());
+            bail!("cannot write {path}: there is no folder {folder}");
+        }
+        let file = as_others_may_read()
+            .tempfile_in(folder)
             .with_context(|| format!("cannot write {}", path.display()))?;
         let mut out = BufWriter::new(file);
         let bytes = 4 * rows * vocab_size;
@@ -56,4 +64,15 @@ impl LogitsFile {
             .with_context(context)?;
         Ok(())
     }
+}
+
+/// Temporary files are their owner's alone; what becomes a result is as readable as any new file.
+fn as_others_may_read() -> Builder<'static, 'static> {
+    let mut builder = Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder
 }

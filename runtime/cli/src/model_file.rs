@@ -1,9 +1,9 @@
 //! The model file: mapped, opened, verified while the rest loads.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::{Display, Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bitnet_runtime::{
     AlignedBuffer, Archive, MemoryPlan, Model, Session, SessionConfig, weight_plan,
 };
@@ -32,7 +32,11 @@ pub(crate) struct Memory {
 
 impl ModelFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let cannot_open = || format!("cannot open {}", path.display());
+        let file = File::open(path).with_context(cannot_open)?;
+        if !file.metadata().with_context(cannot_open)?.is_file() {
+            bail!("{} is not a file; name a .btn file", path.display());
+        }
         let map = map(&file).with_context(|| format!("cannot map {}", path.display()))?;
         Ok(Self {
             path: path.to_owned(),
@@ -40,9 +44,27 @@ impl ModelFile {
         })
     }
 
+    /// Its path, for messages.
+    pub(crate) fn name(&self) -> Display<'_> {
+        self.path.display()
+    }
+
+    /// An output must not take the model's name: the mapped file would be lost.
+    pub(crate) fn refuse_overwriting(&self, output: &Path) -> Result<()> {
+        // An output that has no canonical path does not exist yet.
+        let same = match (output.canonicalize(), self.path.canonicalize()) {
+            (Ok(output), Ok(model)) => output == model,
+            _ => false,
+        };
+        if same {
+            bail!("{} is the model; name another file", output.display());
+        }
+        Ok(())
+    }
+
     /// Checks header and tables.
     pub(crate) fn archive(&self) -> Result<Archive<'_>> {
-        Archive::open(&self.map).with_context(|| self.path.display().to_string())
+        Archive::open(&self.map).with_context(|| self.name().to_string())
     }
 
     /// Verifies every byte on another thread while `work` runs, unless told to trust the file.
@@ -57,7 +79,7 @@ impl ModelFile {
             let done = work();
             let checked = check.map(|thread| thread.join().expect("verify does not panic"));
             if let Some(result) = checked {
-                result.with_context(|| self.path.display().to_string())?;
+                result.with_context(|| self.name().to_string())?;
             }
             done
         })

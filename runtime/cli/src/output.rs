@@ -1,6 +1,35 @@
 //! Small helpers for what is printed.
 
-use std::io;
+use std::fmt;
+use std::io::{self, StdoutLock, Write};
+
+/// Standard output, whose errors say so.
+pub(crate) struct Stdout(StdoutLock<'static>);
+
+/// Where results go.
+pub(crate) fn stdout() -> Stdout {
+    Stdout(io::stdout().lock())
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(name_stdout)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(name_stdout)
+    }
+}
+
+/// Keeps the kind, by which a closed pipe is known.
+fn name_stdout(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write to stdout: {error}"))
+}
+
+/// Says something on stderr. Where nobody can hear it, the run goes on all the same.
+pub(crate) fn note(text: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
 
 /// True where the reader of stdout has gone: not an error of ours.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {

@@ -8,10 +8,10 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use bitnet_runtime::SessionConfig;
 
 use crate::args::Args;
 use crate::model_file::{ModelFile, with_session};
+use crate::output;
 use crate::text;
 
 pub(crate) fn run(args: &Args, file: &ModelFile, path: &Path) -> Result<()> {
@@ -20,8 +20,11 @@ pub(crate) fn run(args: &Args, file: &ModelFile, path: &Path) -> Result<()> {
     let text = String::from_utf8(bytes)
         .with_context(|| format!("{} is not UTF-8 text", path.display()))?;
     let ids = file.verified(&archive, args.trust, || {
-        let Some(tokenizer) = text::tokenizer(&archive)? else {
-            bail!("the file has no tokenizer, so a text cannot be measured");
+        let Some(tokenizer) = text::tokenizer(file, &archive)? else {
+            bail!(
+                "{} has no tokenizer, so a text cannot be measured",
+                file.name()
+            );
         };
         text::encode(&tokenizer, &text, false)
     })?;
@@ -33,11 +36,7 @@ pub(crate) fn run(args: &Args, file: &ModelFile, path: &Path) -> Result<()> {
         );
     }
     let max_seq_len = args.context.unwrap_or(archive.config().max_seq_len);
-    let session = SessionConfig {
-        max_seq_len,
-        prefill_batch: args.prefill_batch,
-        kv: args.kv(),
-    };
+    let session = args.session(max_seq_len);
     let nats = with_session(args, &archive, &session, |session| {
         let mut nats = 0.0;
         for start in (0..ids.len() - 1).step_by(max_seq_len) {
@@ -62,7 +61,7 @@ fn surprise(logits: &[f32], id: u32) -> f64 {
 fn print(args: &Args, nats: f64, tokens: usize, bytes: usize, context: usize) -> Result<()> {
     let per_token = nats / tokens as f64;
     let bits_per_byte = nats / (std::f64::consts::LN_2 * bytes as f64);
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     if args.json {
         let json = serde_json::json!({
             "tokens": tokens,

@@ -3,22 +3,19 @@
 use std::io::Write;
 
 use anyhow::Result;
-use bitnet_runtime::{MemoryPlan, SessionConfig};
+use bitnet_runtime::MemoryPlan;
 
 use crate::args::Args;
 use crate::model_file::ModelFile;
+use crate::output;
 
 pub(crate) fn print(args: &Args, file: &ModelFile) -> Result<()> {
     let config = *file.archive()?.config();
-    let session = SessionConfig {
-        max_seq_len: args.context.unwrap_or(config.max_seq_len),
-        prefill_batch: args.prefill_batch,
-        kv: args.kv(),
-    };
+    let session = args.session(args.context.unwrap_or(config.max_seq_len));
     let plan = MemoryPlan::new(&config, &session)?;
     let memory = file.memory(args, &plan)?;
     let total = memory.weight_bytes + memory.kv_bytes + memory.scratch_bytes;
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     if args.json {
         let json = serde_json::json!({
             "context": session.max_seq_len,

@@ -9,13 +9,17 @@ use bitnet_runtime::{Archive, LogitsHash, SessionConfig};
 
 use crate::args::Args;
 use crate::model_file::{ModelFile, with_session};
+use crate::output;
 
 pub(crate) fn run(args: &Args, file: &ModelFile) -> Result<ExitCode> {
     let archive = file.archive()?;
     file.verified(&archive, args.trust, || Ok(()))?;
     let cases: Vec<SelfTest<'_>> = archive.self_tests().collect();
     if cases.is_empty() {
-        bail!("the file has no self-test vectors; convert it again with this version");
+        bail!(
+            "{} has no self-test vectors; convert it again without --no-self-test",
+            file.name()
+        );
     }
     // Besides each case's own hash, one over the logits of all cases.
     let mut all = LogitsHash::new();
@@ -43,9 +47,8 @@ fn replay(
 ) -> Result<u64> {
     let ids: Vec<u32> = case.ids().collect();
     let session = SessionConfig {
-        max_seq_len: ids.len(),
-        prefill_batch: args.prefill_batch,
         kv: case.kv,
+        ..args.session(ids.len())
     };
     with_session(args, archive, &session, |session| {
         let mut hash = LogitsHash::new();
@@ -64,7 +67,7 @@ fn print(
     all: LogitsHash,
     ok: bool,
 ) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = output::stdout();
     let rows = cases.iter().zip(hashes);
     if args.json {
         let cases: Vec<_> = rows
@@ -97,7 +100,9 @@ fn print(
     }
     writeln!(out, "logits hash {:016x}", all.finish())?;
     if !ok {
-        eprintln!("error: this machine does not compute what the file expects; please report it");
+        output::note(format_args!(
+            "error: this machine does not compute what the file expects; please report it"
+        ));
     }
     Ok(())
 }

@@ -5,13 +5,15 @@ use bitnet_formats::SectionKind;
 use bitnet_runtime::Archive;
 use tokenizers::Tokenizer;
 
+use crate::model_file::ModelFile;
+
 /// The tokenizer in a file.
-pub(crate) fn tokenizer(archive: &Archive<'_>) -> Result<Option<Tokenizer>> {
+pub(crate) fn tokenizer(file: &ModelFile, archive: &Archive<'_>) -> Result<Option<Tokenizer>> {
     let json = archive.section(SectionKind::TokenizerJson);
     let parse = |json| Tokenizer::from_bytes(json).map_err(|e| anyhow!("{e}"));
     json.map(parse)
         .transpose()
-        .context("the tokenizer in the file cannot be used")
+        .with_context(|| format!("the tokenizer in {} cannot be used", file.name()))
 }
 
 /// Ids of a text, with the tokenizer's own begin-of-text rule or without any special token.
@@ -33,6 +35,14 @@ pub(crate) struct TextStream<'t> {
     prefix: usize,
     /// First id after it.
     read: usize,
+}
+
+/// Bytes of the characters with which both texts begin. Not always all of `before`: where the last
+/// id before a piece ends within a character, the piece completes it.
+fn common_prefix(before: &str, after: &str) -> usize {
+    let pairs = before.chars().zip(after.chars());
+    let common = pairs.take_while(|(a, b)| a == b);
+    common.map(|(c, _)| c.len_utf8()).sum()
 }
 
 /// A character has at most four bytes, so a fifth token cannot complete one: the bytes are not
@@ -71,7 +81,7 @@ impl<'t> TextStream<'t> {
         }
         self.prefix = self.read;
         self.read = self.ids.len();
-        Ok(after.get(before.len()..).unwrap_or("").to_owned())
+        Ok(after[common_prefix(&before, &after)..].to_owned())
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String> {
@@ -122,6 +132,14 @@ mod tests {
         let (pieces, rest) = stream("aé€🦀b".as_bytes());
         assert_eq!(pieces, ["a", "", "é", "", "", "€", "", "", "", "🦀", "b"]);
         assert_eq!(rest, "");
+    }
+
+    #[test]
+    fn a_character_that_the_prompt_began_is_completed() {
+        let tokenizer = bytes();
+        let mut stream = TextStream::new(&tokenizer, &[0x61, 0xe2, 0x82]);
+        let pieces = [0xac, 0x20, 0x62].map(|id| stream.push(id).unwrap());
+        assert_eq!(pieces, ["€", " ", "b"]);
     }
 
     #[test]

@@ -1,0 +1,171 @@
+//! `bitnet-run` as people and scripts meet it: help, usage, the plan.
+
+mod util;
+
+use bitnet_formats::Archive;
+use bitnet_runtime::{
+    KvType, LoadOptions, MemoryPlan, SessionConfig, TernaryLayout, WeightHold, weight_plan,
+};
+use util::{Place, grouped, latent, mute};
+
+#[test]
+fn help() {
+    insta::assert_snapshot!("help", Place::new().run(&["--help"]).success());
+}
+
+#[test]
+fn nonsense_exits_with_two() {
+    let place = Place::with(&mute(&grouped()));
+    let cases: &[&[&str]] = &[
+        &[],
+        &["m.btn"],
+        &["--plan"],
+        &["m.btn", "--plan", "--selftest"],
+        &["m.btn", "--ids", "1", "--prompt", "a"],
+        &["m.btn", "--ids", ""],
+        &["m.btn", "--ids", "1,,2"],
+        &["m.btn", "--ids", "-1"],
+        &["m.btn", "--ids", "4294967296"],
+        &["m.btn", "--ids", "1", "--context", "0"],
+        &["m.btn", "--ids", "1", "--prefill-batch", "0"],
+        &["m.btn", "--ids", "1", "--max-tokens", "-1"],
+        &["m.btn", "--ids", "1", "--temperature", "nan"],
+        &["m.btn", "--ids", "1", "--temperature", "-0.5"],
+        &["m.btn", "--ids", "1", "--top-p", "1.5"],
+        &["m.btn", "--ids", "1", "--min-p", "x"],
+        &["m.btn", "--ids", "1", "--kv", "int8"],
+        &["m.btn", "--ids", "1", "--weights", "t6"],
+        &["m.btn", "--plan", "--logits", "l.safetensors"],
+        &["m.btn", "--selftest", "--logits", "l.safetensors"],
+    ];
+    let messages = cases.iter().map(|args| {
+        let message = place.run(args).failure(2);
+        format!("$ bitnet-run {}\n{}\n", args.join(" "), message.trim_end())
+    });
+    insta::assert_snapshot!("usage", messages.collect::<String>());
+    // Which kernels there are depends on the machine.
+    let message = place
+        .run(&["m.btn", "--ids", "1", "--isa", "abacus"])
+        .failure(2);
+    assert!(message.contains("'abacus' for '--isa <NAME>': this machine has: scalar, portable"));
+    assert_eq!(place.names(), ["m.btn"]);
+}
+
+#[test]
+fn a_plan_is_readable() {
+    let place = Place::with(&mute(&latent()));
+    insta::assert_snapshot!("plan", place.run(&["m.btn", "--plan"]).success());
+    let args = ["m.btn", "--plan", "--json", "--context", "8"];
+    insta::assert_snapshot!("plan_json", place.run(&args).success());
+}
+
+/// The bytes that are printed are those the library asks for.
+#[test]
+fn a_plan_is_what_the_library_asks_for() {
+    let copies = [
+        ("mapped", WeightHold::InPlace),
+        ("t5", WeightHold::Copy(TernaryLayout::T5R16)),
+        ("t2", WeightHold::Copy(TernaryLayout::T2R16)),
+    ];
+    let caches = [
+        ("native", KvType::Native),
+        ("f16", KvType::F16),
+        ("f32", KvType::F32),
+    ];
+    for (config, caches) in [
+        (grouped(), &caches[..]),
+        (latent(), &[caches[0], caches[2]]),
+    ] {
+        let model = mute(&config);
+        let place = Place::with(&model);
+        for (kv_name, kv) in caches {
+            for (hold_name, hold) in copies {
+                for (context, prefill_batch) in [(1, 1), (7, 3), (32, 32)] {
+                    let (n, batch) = (context.to_string(), prefill_batch.to_string());
+                    let args = [
+                        "m.btn",
+                        "--plan",
+                        "--json",
+                        "--kv",
+                        kv_name,
+                        "--weights",
+                        hold_name,
+                        "--context",
+                        &n,
+                        "--prefill-batch",
+                        &batch,
+                    ];
+                    let found = place.run(&args).json();
+                    let session = SessionConfig {
+                        max_seq_len: context,
+                        prefill_batch,
+                        kv: *kv,
+                    };
+                    let plan = MemoryPlan::new(&config, &session).unwrap();
+                    let weights = weight_plan(&config, &LoadOptions { hold }).unwrap();
+                    let total = weights + plan.kv_bytes + plan.scratch_bytes;
+                    let expected = serde_json::json!({
+                        "parameters": config.parameter_count(),
+                        "context": context,
+                        "prefill_batch": prefill_batch,
+                        "kv": kv_name,
+                        "file_bytes": model.len(),
+                        "weight_bytes": weights,
+                        "kv_bytes": plan.kv_bytes,
+                        "scratch_bytes": plan.scratch_bytes,
+                        "total_bytes": total,
+                    });
+                    assert_eq!(found, expected, "{args:?}");
+                }
+            }
+        }
+    }
+}
+
+/// What a run says it used is what the plan said.
+#[test]
+fn a_run_uses_what_the_plan_says() {
+    let place = Place::with(&mute(&grouped()));
+    let options = ["--kv", "f32", "--weights", "t2", "--context", "9", "--json"];
+    let with = |task: &[&str]| place.run(&[&["m.btn"], task, &options[..]].concat()).json();
+    let (plan, run) = (
+        with(&["--plan"]),
+        with(&["--ids", "1,2", "--max-tokens", "2"]),
+    );
+    for field in ["file_bytes", "weight_bytes", "kv_bytes", "scratch_bytes"] {
+        assert!(plan[field].as_u64().unwrap() > 0, "{field}");
+        assert_eq!(plan[field], run[field], "{field}");
+    }
+}
+
+/// A chunk cannot be longer than the context, so a huge one costs no more memory than that.
+#[test]
+fn a_huge_prefill_batch_is_cut_to_the_context() {
+    let place = Place::with(&mute(&grouped()));
+    let plan = |batch: &str| {
+        let args = ["m.btn", "--plan", "--json", "--prefill-batch", batch];
+        place.run(&args).json()
+    };
+    assert_eq!(plan("99999999999999"), plan("32"));
+    assert_ne!(plan("31"), plan("32"));
+    let args = ["m.btn", "--ids", "1", "--prefill-batch", "99999999999999"];
+    place.run(&args).success();
+}
+
+/// A context above the model's is refused wherever one can be given.
+#[test]
+fn a_context_above_the_models_is_refused() {
+    let model = util::speaking(&grouped());
+    assert_eq!(Archive::open(&model).unwrap().config().max_seq_len, 32);
+    let place = Place::with(&model);
+    place.write("text.txt", "some text");
+    let tasks: [&[&str]; 3] = [&["--plan"], &["--ids", "1"], &["--perplexity", "text.txt"]];
+    for task in tasks {
+        let args = [&["m.btn", "--context", "33"], task].concat();
+        assert_eq!(
+            place.run(&args).failure(1),
+            "error: a context of 33 positions; the model has 1 to 32\n",
+            "{task:?}"
+        );
+    }
+}

@@ -1,0 +1,256 @@
+//! The folder of a run.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `model.safetensors` | f32 master weights under the public names |
+//! | `config.json`, `tokenizer.json` | what belongs to them |
+//! | `state.safetensors` | the whole run: weights, both moments, step, settings |
+//! | `metrics.jsonl`, `loss.svg` | what happened |
+//!
+//! The first three are what other programs read. `state.safetensors` is what `--resume` reads, and
+//! nothing else: being one file that is renamed into place, it cannot mix two steps. It is written
+//! first; if the machine stops before `model.safetensors` follows, resuming writes that again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bitnet_formats::ModelConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::config_json;
+use crate::error::{Error, Result};
+use crate::files::write_bytes;
+use crate::model::Model;
+use crate::optim::{AdamW, Moments};
+use crate::param::Param;
+use crate::settings::Settings;
+use crate::tensor::flat;
+use crate::tensor_file::{self, Named, TensorFile};
+use crate::tokenizer::Tokenizer;
+
+/// Key of the JSON in the state file's metadata. One key only.
+const STATE_KEY: &str = "run";
+
+/// Where a run stands, apart from its tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Steps taken. Batches are drawn by step, so this is the state of the data as well.
+    pub step: u64,
+    /// What the run computes.
+    pub settings: Settings,
+    /// [`crate::data::fingerprint`] of the text, in hex.
+    pub text_fingerprint: String,
+}
+
+/// The folder of a run.
+#[derive(Clone, Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// The folder at this path, which need not exist yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file of the folder.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// True if there is a model or a run to lose.
+    #[must_use]
+    pub fn is_occupied(&self) -> bool {
+        ["state.safetensors", "model.safetensors"]
+            .iter()
+            .any(|name| self.file(name).exists())
+    }
+
+    /// Creates the folder and removes an earlier run's files, state first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn clear(&self) -> Result<()> {
+        fs::create_dir_all(&self.path).map_err(Error::io(&self.path, "create"))?;
+        let names = [
+            "state.safetensors",
+            "model.safetensors",
+            "metrics.jsonl",
+            "loss.svg",
+        ];
+        for path in names.map(|name| self.file(name)) {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(&path, "remove")(e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what does not change during a run.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn save_description(&self, settings: &Settings, tokenizer: &Tokenizer) -> Result<()> {
+        let path = self.file("config.json");
+        let config = config_json::write(&settings.model, settings.train.quantize)
+            .map_err(|problem| Error::checkpoint(&path, problem))?;
+        write_bytes(&path, config.as_bytes())?;
+        let json = tokenizer.to_json()?;
+        write_bytes(&self.file("tokenizer.json"), json.as_bytes())
+    }
+
+    /// Writes the run, then the model.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]; what was saved before is then still there.
+    pub fn save(&self, state: &RunState, model: &Model<f32>, adam: &AdamW) -> Result<()> {
+        self.save_state(state, model, adam)?;
+        self.save_model(model)
+    }
+
+    /// Writes `model.safetensors`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn save_model(&self, model: &Model<f32>) -> Result<()> {
+        let params = model.params();
+        let tensors: Vec<_> = params
+            .iter()
+            .map(|param| named("", param, flat(&param.value)))
+            .collect();
+        tensor_file::write(&self.file("model.safetensors"), &tensors, ("format", "pt"))
+    }
+
+    fn save_state(&self, state: &RunState, model: &Model<f32>, adam: &AdamW) -> Result<()> {
+        let path = self.file("state.safetensors");
+        let json =
+            serde_json::to_string(state).map_err(|e| Error::checkpoint(&path, e.to_string()))?;
+        let params = model.params();
+        let tensors: Vec<_> = params
+            .iter()
+            .zip(&adam.moments)
+            .flat_map(|(param, Moments { m, v })| {
+                let weight = named("weight/", param, flat(&param.value));
+                [weight, named("m/", param, m), named("v/", param, v)]
+            })
+            .collect();
+        tensor_file::write(&path, &tensors, (STATE_KEY, &json))
+    }
+
+    /// Reads the run to go on with.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Checkpoint`], naming the file and the tensor.
+    pub fn load_state(&self) -> Result<(RunState, Model<f32>, AdamW)> {
+        let path = self.file("state.safetensors");
+        let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
+        let file = TensorFile::open(&path, &bytes)?;
+        let state = run_state(&file)?;
+        let train = &state.settings.train;
+        let mut model = Model::new(state.settings.model, train.quantize);
+        let parts = ["weight/", "m/", "v/"];
+        file.check_names(names(&model, &parts))?;
+        for param in model.params_mut() {
+            file.read_into(&format!("weight/{}", param.name), param)?;
+        }
+        let betas = (train.beta1, train.beta2);
+        let mut adam = AdamW::new(&model, betas, train.eps, train.decay_embedding);
+        for (param, Moments { m, v }) in model.params().into_iter().zip(&mut adam.moments) {
+            *m = file.read(&format!("m/{}", param.name), &param.shape())?;
+            *v = file.read(&format!("v/{}", param.name), &param.shape())?;
+        }
+        model.refresh();
+        Ok((state, model, adam))
+    }
+
+    /// Reads a model and its tokenizer, as `eval` and `sample` do.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Checkpoint`], naming the file and the tensor.
+    pub fn load_model(&self) -> Result<(Model<f32>, Tokenizer)> {
+        let path = self.file("config.json");
+        let json = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+        let (config, quantize) =
+            config_json::read(&json).map_err(|problem| Error::checkpoint(&path, problem))?;
+        let tokenizer = self.load_tokenizer()?;
+        self.check_vocabulary(&tokenizer, &config)?;
+        let path = self.file("model.safetensors");
+        let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
+        let file = TensorFile::open(&path, &bytes)?;
+        let mut model = Model::new(config, quantize);
+        file.check_names(names(&model, &[""]))?;
+        for param in model.params_mut() {
+            let name = param.name.clone();
+            file.read_into(&name, param)?;
+        }
+        model.refresh();
+        Ok((model, tokenizer))
+    }
+
+    /// Reads the tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Checkpoint`].
+    pub fn load_tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::from_file(&self.file("tokenizer.json"))
+    }
+
+    fn check_vocabulary(&self, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<()> {
+        let (ids, rows) = (tokenizer.vocab_size(), config.vocab_size);
+        if ids <= rows {
+            return Ok(());
+        }
+        Err(Error::checkpoint(
+            &self.file("tokenizer.json"),
+            format!("has {ids} ids, but config.json says vocab_size {rows}: files of two models"),
+        ))
+    }
+}
+
+fn run_state(file: &TensorFile<'_>) -> Result<RunState> {
+    let json = file.metadata(STATE_KEY).ok_or_else(|| {
+        file.problem("has no settings of a run; it was not written by bitnet-trainer fit")
+    })?;
+    let state: RunState = serde_json::from_str(json)
+        .map_err(|e| file.problem(format!("its settings cannot be read: {e}")))?;
+    state.settings.validate()?;
+    Ok(state)
+}
+
+fn named<'a>(prefix: &str, param: &Param<f32>, values: &'a [f32]) -> Named<'a> {
+    Named {
+        name: format!("{prefix}{}", param.name),
+        shape: param.shape(),
+        values,
+    }
+}
+
+fn names(model: &Model<f32>, prefixes: &[&str]) -> impl Iterator<Item = String> {
+    let params = model.params();
+    let name = |param: &&Param<f32>| {
+        prefixes
+            .iter()
+            .map(|p| format!("{p}{}", param.name))
+            .collect()
+    };
+    let all: Vec<Vec<String>> = params.iter().map(name).collect();
+    all.into_iter().flatten()
+}

@@ -1,0 +1,339 @@
+//! The command line: flags to typed options, and what each command prints.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context as _;
+use bitnet_formats::Preset;
+use clap::{Args, Parser, Subcommand};
+
+use crate::checkpoint::RunFolder;
+use crate::data::{EncodedText, read_text};
+use crate::error::{Error, Result};
+use crate::eval::evaluate;
+use crate::fit::{FitOptions, Outcome, Start, fit, resolve, thread_pool};
+use crate::keys::{self, KEYS};
+use crate::memory::MemoryEstimate;
+use crate::progress::Progress;
+use crate::sample::{SampleOptions, sample};
+use crate::settings::Settings;
+use crate::tokenizer::TokenizerKind;
+
+/// Trains BitNet b1.58 language models on a CPU.
+#[derive(Debug, Parser)]
+#[command(name = "bitnet-trainer", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model on text.
+    #[command(after_long_help = settings_help())]
+    Fit(FitArgs),
+    /// Measure the loss of a checkpoint on a text.
+    Eval(EvalArgs),
+    /// Continue a prompt.
+    Sample(SampleArgs),
+}
+
+#[derive(Debug, Args)]
+struct FitArgs {
+    /// Text to train on, UTF-8; several files are joined in order.
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    data: Vec<PathBuf>,
+    /// Folder of the run: checkpoint, metrics, loss curve.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Shape and recipe to start from: nano (about 1 M parameters), tiny (4 M), small (30 M),
+    /// bitnet-700m.
+    #[arg(
+        long,
+        default_value = "tiny",
+        value_name = "NAME",
+        conflicts_with = "resume"
+    )]
+    preset: String,
+    /// bpe:N (byte-level BPE of N ids, at least 256, trained on the training text), byte (256 ids),
+    /// char (the characters of the text), or a tokenizer.json.
+    #[arg(
+        long,
+        default_value = "bpe:2048",
+        value_name = "KIND",
+        conflicts_with = "resume"
+    )]
+    tokenizer: TokenizerKind,
+    /// Optimiser steps [default: the preset's]; warm-up and evaluations follow.
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    steps: Option<u64>,
+    /// Sequences per step [default: the preset's].
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    batch: Option<usize>,
+    /// Tokens per sequence [default: the preset's]; at most model.max_seq_len.
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    context: Option<usize>,
+    /// Peak learning rate [default: the preset's]; ends at a tenth of it.
+    #[arg(long, value_name = "RATE", conflicts_with = "resume")]
+    lr: Option<f64>,
+    /// Seed of weights, batches and samples [default: 1].
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    seed: Option<u64>,
+    /// Any setting by name, after the flags above; may be repeated. See the list below.
+    #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "resume")]
+    set: Vec<String>,
+    /// Threads [default: all cores]; the result is the same for any number.
+    #[arg(long, value_name = "N", value_parser = threads_in_range)]
+    threads: Option<usize>,
+    /// Go on with the run in --out, with its settings; give the same --data.
+    #[arg(long)]
+    resume: bool,
+    /// Replace the run in --out.
+    #[arg(long, conflicts_with = "resume")]
+    overwrite: bool,
+    /// Save and stop after this step, as Ctrl-C would.
+    #[arg(long, value_name = "STEP")]
+    stop_at: Option<u64>,
+    /// Print parameters, settings and memory, and stop before training.
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+struct EvalArgs {
+    /// Folder that fit wrote.
+    checkpoint: PathBuf,
+    /// Text to measure, UTF-8; several files are joined in order.
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    data: Vec<PathBuf>,
+    /// Tokens per window [default: the model's max_seq_len].
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Threads [default: all cores]; the result is the same for any number.
+    #[arg(long, value_name = "N", value_parser = threads_in_range)]
+    threads: Option<usize>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct SampleArgs {
+    /// Folder that fit wrote.
+    checkpoint: PathBuf,
+    /// Text to continue.
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// Tokens to add.
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    max_tokens: usize,
+    /// 0 takes the likeliest token each time; higher is more varied, 1 is the model's own odds.
+    #[arg(long, default_value_t = 0.8, value_name = "T", value_parser = temperature_in_range)]
+    temperature: f64,
+    /// Choose among the likeliest K tokens; 0 for all.
+    #[arg(long, default_value_t = 40, value_name = "K")]
+    top_k: usize,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    ///
+    /// What stopped it; see [`exit_code`].
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Fit(args) if args.dry_run => print(&dry_run(&args)?),
+            Command::Fit(args) => run_fit(&args),
+            Command::Eval(args) => print(&run_eval(&args)?),
+            Command::Sample(args) => print(&run_sample(&args)?),
+        }
+    }
+}
+
+/// 2 for bad usage, 1 for everything else.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    error.downcast_ref::<Error>().map_or(1, Error::exit_code)
+}
+
+/// Writes results to stdout. Whoever closes the pipe has read enough.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to stdout"),
+    }
+}
+
+fn run_fit(args: &FitArgs) -> anyhow::Result<()> {
+    let start = match args.resume {
+        true => Start::Resume,
+        false => Start::Fresh {
+            settings: Box::new(args.settings()?),
+            tokenizer: args.tokenizer.clone(),
+            overwrite: args.overwrite,
+        },
+    };
+    let options = FitOptions {
+        data: args.data.clone(),
+        out: args.out.clone(),
+        start,
+        threads: args.threads.map_or_else(all_cores, Ok)?,
+        stop_at: args.stop_at,
+    };
+    let stop = stop_on_interrupt()?;
+    let outcome = fit(&options, &stop, &mut Progress::new())?;
+    print(&ending(&outcome, &args.out))
+}
+
+/// Ctrl-C asks for a checkpoint; a second one ends the program at once.
+fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    let handler = move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step; again to stop at once, without saving");
+    };
+    ctrlc::set_handler(handler).context("cannot listen for Ctrl-C")?;
+    Ok(stop)
+}
+
+fn ending(outcome: &Outcome, out: &Path) -> String {
+    let folder = out.display();
+    match outcome {
+        Outcome::Finished(Some(found)) => format!(
+            "validation {:.4} nats per token, {:.4} bits per byte\n\
+             checkpoint in {folder}, loss curve in {folder}/loss.svg\n",
+            found.nats_per_token, found.bits_per_byte
+        ),
+        Outcome::Finished(None) => format!("the run in {folder} has taken all its steps\n"),
+        Outcome::Stopped { step } => format!(
+            "saved at step {step}; go on with: bitnet-trainer fit --resume --out {folder} --data ...\n"
+        ),
+    }
+}
+
+impl FitArgs {
+    /// The preset, then the flags, then `--set`.
+    fn settings(&self) -> Result<Settings> {
+        let mut settings = Settings::preset(self.preset()?);
+        if let Some(steps) = self.steps {
+            settings.set_steps(steps);
+        }
+        let train = &mut settings.train;
+        train.batch = self.batch.unwrap_or(train.batch);
+        train.context = self.context.unwrap_or(train.context);
+        train.seed = self.seed.unwrap_or(train.seed);
+        if let Some(lr) = self.lr {
+            settings.set_lr(lr);
+        }
+        for assignment in &self.set {
+            keys::apply(&mut settings, assignment)?;
+        }
+        settings.validate()?;
+        Ok(settings)
+    }
+
+    fn preset(&self) -> Result<Preset> {
+        Preset::from_name(&self.preset).ok_or_else(|| {
+            let names = Preset::ALL.map(Preset::name);
+            Error::Usage(format!(
+                "--preset {}: there is no such preset; the nearest is {}, all are {}",
+                self.preset,
+                keys::nearest(&self.preset, names.into_iter()),
+                names.join(", ")
+            ))
+        })
+    }
+}
+
+fn dry_run(args: &FitArgs) -> Result<String> {
+    let text = read_text(&args.data)?;
+    let (settings, _) = resolve(&args.settings()?, &args.tokenizer, &text)?;
+    let memory = MemoryEstimate::new(&settings);
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let mut out = String::new();
+    let _ = writeln!(out, "parameters     {}", memory.parameters);
+    let _ = writeln!(out, "vocabulary     {}", settings.model.vocab_size);
+    let _ = writeln!(out, "tokens/step    {}", settings.train.tokens_per_step());
+    let _ = writeln!(out, "steps          {}", settings.train.steps);
+    let _ = writeln!(out, "memory         {:.0} MiB", mib(memory.total_bytes()));
+    let _ = writeln!(out, "  weights      {:.0} MiB", mib(memory.weight_bytes));
+    let _ = writeln!(
+        out,
+        "  activations  {:.0} MiB",
+        mib(memory.activation_bytes)
+    );
+    out.push('\n');
+    for key in KEYS {
+        if let Some(value) = key.value(&settings) {
+            let _ = writeln!(out, "{}={value}", key.name);
+        }
+    }
+    Ok(out)
+}
+
+fn run_eval(args: &EvalArgs) -> anyhow::Result<String> {
+    let (model, tokenizer) = RunFolder::new(&args.checkpoint).load_model()?;
+    let text = EncodedText::new(&tokenizer, &read_text(&args.data)?)?;
+    let context = args.context.unwrap_or(model.config().max_seq_len);
+    let pool = thread_pool(args.threads.map_or_else(all_cores, Ok)?)?;
+    let found = pool.install(|| evaluate(&model, &text, context))?;
+    if args.json {
+        return Ok(serde_json::to_string(&found)? + "\n");
+    }
+    Ok(format!(
+        "{} tokens predicted in windows of {}\n\
+         {:.6} nats per token\n{:.4} perplexity\n{:.6} bits per byte\n",
+        found.tokens, found.context, found.nats_per_token, found.perplexity, found.bits_per_byte
+    ))
+}
+
+fn run_sample(args: &SampleArgs) -> Result<String> {
+    let (model, tokenizer) = RunFolder::new(&args.checkpoint).load_model()?;
+    let options = SampleOptions {
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        seed: args.seed,
+    };
+    let text = sample(&model, &tokenizer, &args.prompt, &options)?;
+    Ok(format!("{}{text}\n", args.prompt))
+}
+
+fn all_cores() -> anyhow::Result<usize> {
+    let cores = std::thread::available_parallelism();
+    Ok(cores
+        .context("cannot count the cores; give --threads")?
+        .get())
+}
+
+fn threads_in_range(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(threads @ 1..=1024) => Ok(threads),
+        _ => Err("a number of threads is between 1 and 1024".into()),
+    }
+}
+
+fn temperature_in_range(text: &str) -> std::result::Result<f64, String> {
+    match text.parse() {
+        Ok(t) if (0.0..=100.0).contains(&t) => Ok(t),
+        _ => Err("a temperature is between 0 and 100".into()),
+    }
+}
+
+fn settings_help() -> String {
+    let mut out = String::from("Settings for --set:\n");
+    for key in KEYS {
+        let _ = writeln!(out, "  {:<26} {}", key.name, key.help);
+    }
+    out
+}

@@ -1,0 +1,93 @@
+//! The `config.json` of a checkpoint. Its keys are the converter's; this adds the one thing that
+//! only training knows: whether the quantisers were on.
+
+use bitnet_converter::CheckpointConfig;
+use bitnet_converter::family::TensorNames;
+use bitnet_formats::ModelConfig;
+use serde_json::{Value, json};
+
+/// `quantization_mode` of a network trained without quantisers. Readers that expect ternary weights
+/// refuse it, as they should.
+const UNQUANTIZED: &str = "none";
+
+/// The `config.json` of a model; `quantize` is false for one trained without quantisers.
+///
+/// # Errors
+///
+/// What the public keys cannot express.
+pub fn write(config: &ModelConfig, quantize: bool) -> Result<String, String> {
+    let public = CheckpointConfig::new(*config).map_err(|e| e.to_string())?;
+    let mut json = public.to_json("float32");
+    if !quantize {
+        json["quantization_config"]["quantization_mode"] = json!(UNQUANTIZED);
+    }
+    Ok(format!("{json:#}\n"))
+}
+
+/// The model a `config.json` describes, and whether it was trained with quantisers.
+///
+/// # Errors
+///
+/// What is missing, or what this crate cannot run.
+pub fn read(json: &str) -> Result<(ModelConfig, bool), String> {
+    let mut json: Value = serde_json::from_str(json).map_err(|e| e.to_string())?;
+    let quantize = json["quantization_config"]["quantization_mode"] != UNQUANTIZED;
+    if !quantize {
+        json["quantization_config"]["quantization_mode"] = json!("online");
+    }
+    let public = CheckpointConfig::from_json(&json, TensorNames::unknown());
+    let public = public.map_err(|e| e.to_string())?;
+    if public.family.is_packed() {
+        return Err("the weights are packed; the trainer reads master weights".into());
+    }
+    Ok((public.model, quantize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitnet_formats::{Norms, Preset, WeightScale};
+
+    fn grouped() -> ModelConfig {
+        ModelConfig {
+            weight_scale: WeightScale::Divide,
+            tie_embeddings: false,
+            ..Preset::BitNet2b4t.config()
+        }
+    }
+
+    #[test]
+    fn both_kinds_round_trip() {
+        for config in [Preset::Tiny.config(), grouped()] {
+            for quantize in [true, false] {
+                let json = write(&config, quantize).unwrap();
+                assert_eq!(read(&json).unwrap(), (config, quantize));
+            }
+        }
+    }
+
+    /// What was trained without quantisers must not be converted as if it had been.
+    #[test]
+    fn the_converter_refuses_an_unquantised_network() {
+        let json = write(&grouped(), false).unwrap();
+        let json = serde_json::from_str(&json).unwrap();
+        assert!(CheckpointConfig::from_json(&json, TensorNames::unknown()).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_expressed_or_run_is_refused() {
+        let bare = ModelConfig {
+            norms: Norms {
+                attn_sub_norm: false,
+                ..grouped().norms
+            },
+            ..grouped()
+        };
+        assert!(write(&bare, true).unwrap_err().contains("sub-norms"));
+        let packed = write(&grouped(), true)
+            .unwrap()
+            .replace("online", "offline");
+        assert!(read(&packed).unwrap_err().contains("packed"));
+        assert!(read("{}").is_err());
+    }
+}

@@ -1,0 +1,323 @@
+//! `fit`: a run from its text to its last checkpoint.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use rayon::ThreadPool;
+
+use crate::checkpoint::RunFolder;
+use crate::config_json;
+use crate::data::{TokenDataset, fingerprint, read_text, split};
+use crate::error::{Error, Result};
+use crate::eval::{Evaluation, evaluate};
+use crate::metrics::{MetricsLog, Record};
+use crate::plot::loss_svg;
+use crate::progress::Progress;
+use crate::sample::{SampleOptions, sample};
+use crate::settings::Settings;
+use crate::tokenizer::{Tokenizer, TokenizerKind};
+use crate::trainer::{StepMetrics, Trainer};
+
+/// What to train on, and where to.
+#[derive(Clone, Debug)]
+pub struct FitOptions {
+    /// Texts, joined in order.
+    pub data: Vec<PathBuf>,
+    /// Folder of the run.
+    pub out: PathBuf,
+    /// A new run or an old one.
+    pub start: Start,
+    /// Threads; the result is the same for any number.
+    pub threads: usize,
+    /// Stop after this step, as an interrupt would.
+    pub stop_at: Option<u64>,
+}
+
+/// How a run begins.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// With fresh weights.
+    Fresh {
+        /// Shape and recipe; `vocab_size` follows the tokenizer.
+        settings: Box<Settings>,
+        /// Which tokenizer.
+        tokenizer: TokenizerKind,
+        /// Replace a run that is there.
+        overwrite: bool,
+    },
+    /// From the checkpoint in the folder, with its settings.
+    Resume,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Outcome {
+    /// All steps are taken; the last evaluation, where this call made it.
+    Finished(Option<Evaluation>),
+    /// Stopped early and saved; goes on with `--resume`.
+    Stopped {
+        /// Steps taken.
+        step: u64,
+    },
+}
+
+/// A run with everything it needs.
+struct Run<'a> {
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    data: TokenDataset,
+    folder: RunFolder,
+    metrics: MetricsLog,
+    fingerprint: String,
+    prompt: String,
+    progress: &'a mut Progress,
+}
+
+/// The pool that all work of a command runs on.
+///
+/// # Errors
+///
+/// [`Error::Threads`].
+pub fn thread_pool(threads: usize) -> Result<ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    pool.map_err(|e| Error::Threads {
+        threads,
+        problem: e.to_string(),
+    })
+}
+
+/// Trains until the last step, or until `stop` is set.
+///
+/// # Errors
+///
+/// Anything in [`Error`]; a checkpoint that was there before is then still there.
+pub fn fit(options: &FitOptions, stop: &AtomicBool, progress: &mut Progress) -> Result<Outcome> {
+    let text = read_text(&options.data)?;
+    let pool = thread_pool(options.threads)?;
+    pool.install(|| {
+        let mut run = match &options.start {
+            Start::Fresh {
+                settings,
+                tokenizer,
+                overwrite,
+            } => Run::fresh(options, settings, tokenizer, *overwrite, &text, progress)?,
+            Start::Resume => Run::resume(options, &text, progress)?,
+        };
+        run.train(options.stop_at, stop)
+    })
+}
+
+/// The tokenizer of a fresh run, and its settings with the vocabulary filled in.
+///
+/// # Errors
+///
+/// As [`Tokenizer::new`] and [`Settings::validate`].
+pub fn resolve(
+    settings: &Settings,
+    kind: &TokenizerKind,
+    text: &str,
+) -> Result<(Settings, Tokenizer)> {
+    settings.validate()?;
+    let (train_text, _) = split(text, settings.train.val_fraction);
+    let tokenizer = Tokenizer::new(kind, train_text, text)?;
+    let mut settings = settings.clone();
+    settings.model.vocab_size = tokenizer.vocab_size();
+    settings.validate()?;
+    // Better to hear now that the model cannot be saved.
+    config_json::write(&settings.model, settings.train.quantize).map_err(Error::Usage)?;
+    Ok((settings, tokenizer))
+}
+
+impl<'a> Run<'a> {
+    fn fresh(
+        options: &FitOptions,
+        settings: &Settings,
+        kind: &TokenizerKind,
+        overwrite: bool,
+        text: &str,
+        progress: &'a mut Progress,
+    ) -> Result<Self> {
+        let folder = RunFolder::new(&options.out);
+        if folder.is_occupied() && !overwrite {
+            return Err(Error::Usage(format!(
+                "--out {}: there is a run in this folder; go on with it by --resume, replace it by \
+                 --overwrite, or choose another folder",
+                options.out.display()
+            )));
+        }
+        let (settings, tokenizer) = resolve(settings, kind, text)?;
+        let parts = split(text, settings.train.val_fraction);
+        let data = TokenDataset::new(&tokenizer, parts, &settings.train)?;
+        folder.clear()?;
+        folder.save_description(&settings, &tokenizer)?;
+        let trainer = Trainer::new(settings);
+        let run = Self::new(trainer, tokenizer, data, folder, text, progress)?;
+        // Shows now, and not after an hour, that the folder can hold a checkpoint.
+        run.save()?;
+        Ok(run)
+    }
+
+    fn resume(options: &FitOptions, text: &str, progress: &'a mut Progress) -> Result<Self> {
+        let folder = RunFolder::new(&options.out);
+        if !folder.file("state.safetensors").exists() {
+            return Err(Error::Usage(format!(
+                "--resume: there is no run in {}; leave out --resume to begin one",
+                options.out.display()
+            )));
+        }
+        let (state, model, adam) = folder.load_state()?;
+        if hex(text) != state.text_fingerprint {
+            return Err(Error::Data(format!(
+                "--data: the text is not the one that the run in {} began with; give the same files \
+                 in the same order",
+                options.out.display()
+            )));
+        }
+        let tokenizer = folder.load_tokenizer()?;
+        let parts = split(text, state.settings.train.val_fraction);
+        let data = TokenDataset::new(&tokenizer, parts, &state.settings.train)?;
+        // An interrupted save may have left the model of an earlier step.
+        folder.save_model(&model)?;
+        let trainer = Trainer::resume(state.settings, model, adam, state.step);
+        Self::new(trainer, tokenizer, data, folder, text, progress)
+    }
+
+    fn new(
+        trainer: Trainer,
+        tokenizer: Tokenizer,
+        data: TokenDataset,
+        folder: RunFolder,
+        text: &str,
+        progress: &'a mut Progress,
+    ) -> Result<Self> {
+        let metrics = MetricsLog::open(&folder.file("metrics.jsonl"), trainer.step())?;
+        let (_, validation) = split(text, trainer.settings().train.val_fraction);
+        progress.begin(trainer.settings(), trainer.step(), &data);
+        Ok(Self {
+            trainer,
+            tokenizer,
+            data,
+            folder,
+            metrics,
+            fingerprint: hex(text),
+            prompt: first_words(validation),
+            progress,
+        })
+    }
+
+    fn train(&mut self, stop_at: Option<u64>, stop: &AtomicBool) -> Result<Outcome> {
+        let train = self.trainer.settings().train.clone();
+        let mut last_evaluation = None;
+        while self.trainer.step() < train.steps {
+            let begun = Instant::now();
+            let step = self.trainer.take_step(&self.data, self.folder.path())?;
+            let seconds = begun.elapsed().as_secs_f64();
+            let mut record = record(&step, train.tokens_per_step() as f64 / seconds);
+            if is_due(step.step, train.eval_every, train.steps) {
+                last_evaluation = Some(self.evaluate(&mut record)?);
+            }
+            self.progress.step(&record, seconds);
+            let evaluated = record.val_loss.is_some();
+            self.metrics.push(record)?;
+            if evaluated {
+                self.draw()?;
+            }
+            let stopping = stop.load(Ordering::Relaxed) || stop_at == Some(step.step);
+            if stopping || is_due(step.step, train.save_every, train.steps) {
+                self.save()?;
+            }
+            if stopping && step.step < train.steps {
+                self.progress.end();
+                return Ok(Outcome::Stopped { step: step.step });
+            }
+        }
+        self.progress.end();
+        Ok(Outcome::Finished(last_evaluation))
+    }
+
+    /// Measures the validation text and writes a sample, into the record.
+    fn evaluate(&mut self, record: &mut Record) -> Result<Evaluation> {
+        let model = self.trainer.model();
+        let train = &self.trainer.settings().train;
+        // The text and the context are checked by now: what can fail is the arithmetic.
+        let found = evaluate(model, &self.data.validation, train.context).map_err(|e| {
+            Error::NonFinite {
+                step: record.step,
+                what: format!("validation: {e}"),
+                out: self.folder.path().into(),
+            }
+        })?;
+        record.val_loss = Some(found.nats_per_token);
+        record.val_bits_per_byte = Some(found.bits_per_byte);
+        record.zero_share = Some(model.zero_share());
+        if train.sample_tokens > 0 {
+            let options = SampleOptions {
+                max_tokens: train.sample_tokens,
+                temperature: 0.8,
+                top_k: 40,
+                seed: train.seed,
+            };
+            let text = sample(model, &self.tokenizer, &self.prompt, &options)?;
+            record.sample = Some(format!("{}{text}", self.prompt));
+        }
+        Ok(found)
+    }
+
+    fn draw(&self) -> Result<()> {
+        let model = &self.trainer.settings().model;
+        let params = model.parameter_count() as f64 / 1e6;
+        let title = format!(
+            "{params:.2} M parameters, {} layers of {}, {} ids",
+            model.n_layers, model.hidden_size, model.vocab_size
+        );
+        let svg = loss_svg(self.metrics.records(), &title);
+        crate::files::write_bytes(&self.folder.file("loss.svg"), svg.as_bytes())
+    }
+
+    fn save(&self) -> Result<()> {
+        let state = self.trainer.state(&self.fingerprint);
+        self.folder
+            .save(&state, self.trainer.model(), self.trainer.optimizer())
+    }
+}
+
+fn hex(text: &str) -> String {
+    format!("{:016x}", fingerprint(text))
+}
+
+fn is_due(step: u64, every: u64, steps: u64) -> bool {
+    step == steps || (every > 0 && step.is_multiple_of(every))
+}
+
+/// A prompt of three words or less: the beginning of a line of the text, or its first character.
+fn first_words(text: &str) -> String {
+    let line = text
+        .lines()
+        .skip(1)
+        .map(str::trim)
+        .find(|line| line.len() > 20);
+    let end = |line: &str| {
+        line.match_indices(char::is_whitespace)
+            .nth(2)
+            .map(|(at, _)| at)
+    };
+    match line {
+        Some(line) => line[..end(line).unwrap_or(line.len())].to_string(),
+        None => text.chars().take(1).collect(),
+    }
+}
+
+fn record(step: &StepMetrics, tokens_per_s: f64) -> Record {
+    Record {
+        step: step.step,
+        loss: step.loss,
+        val_loss: None,
+        lr: step.lr,
+        grad_norm: step.grad_norm,
+        tokens_per_s: tokens_per_s.round(),
+        val_bits_per_byte: None,
+        zero_share: None,
+        sample: None,
+    }
+}

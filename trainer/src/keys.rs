@@ -1,0 +1,438 @@
+//! `--set key=value`: every setting by name, in one table.
+
+use std::str::FromStr;
+
+use bitnet_formats::{Activation, Attention};
+
+use crate::error::{Error, Result};
+use crate::schedule::ScheduleKind;
+use crate::settings::Settings;
+
+/// One setting: its name, what it means, and how a value reaches it.
+pub struct Key {
+    /// What users type before the `=`.
+    pub name: &'static str,
+    /// Meaning, with unit and range.
+    pub help: &'static str,
+    set: fn(&mut Settings, &str) -> std::result::Result<(), String>,
+    get: fn(&Settings) -> Option<String>,
+}
+
+impl Key {
+    /// The value in force, as `--set` takes it; `None` for a size of the other kind of attention.
+    #[must_use]
+    pub fn value(&self, settings: &Settings) -> Option<String> {
+        (self.get)(settings)
+    }
+}
+
+macro_rules! key {
+    ($name:literal, $($field:ident).+, $help:literal) => {
+        Key {
+            name: $name,
+            help: $help,
+            set: |s, v| parse(v, &mut s.$($field).+),
+            get: |s| Some(s.$($field).+.to_string()),
+        }
+    };
+}
+
+/// A size of the attention kind in force.
+macro_rules! attention_key {
+    ($name:literal, $kind:ident, $field:ident, $help:literal) => {
+        Key {
+            name: $name,
+            help: $help,
+            set: |s, v| match &mut s.model.attention {
+                Attention::$kind { $field, .. } => parse(v, $field),
+                _ => Err(wrong_attention($name)),
+            },
+            get: |s| match &s.model.attention {
+                Attention::$kind { $field, .. } => Some($field.to_string()),
+                _ => None,
+            },
+        }
+    };
+}
+
+/// All settings, in the order help lists them.
+pub const KEYS: &[Key] = &[
+    key!(
+        "model.hidden_size",
+        model.hidden_size,
+        "width of the residual stream"
+    ),
+    key!(
+        "model.intermediate_size",
+        model.intermediate_size,
+        "width of the feed-forward layer"
+    ),
+    key!("model.n_layers", model.n_layers, "blocks"),
+    key!("model.n_heads", model.n_heads, "query heads"),
+    Key {
+        name: "model.attention",
+        help: "latent or grouped; sets the sizes of that kind to defaults, so give it first",
+        set: set_attention,
+        get: |s| Some(attention_name(&s.model.attention).into()),
+    },
+    attention_key!(
+        "model.n_kv_heads",
+        Grouped,
+        n_kv_heads,
+        "grouped: key/value heads; divides n_heads"
+    ),
+    attention_key!(
+        "model.head_dim",
+        Grouped,
+        head_dim,
+        "grouped: width of a head; even"
+    ),
+    attention_key!(
+        "model.kv_lora_rank",
+        Latent,
+        kv_lora_rank,
+        "latent: width of the latent; multiple of 16"
+    ),
+    attention_key!(
+        "model.qk_nope_head_dim",
+        Latent,
+        qk_nope_head_dim,
+        "latent: key width without position"
+    ),
+    attention_key!(
+        "model.qk_rope_head_dim",
+        Latent,
+        qk_rope_head_dim,
+        "latent: key width with position; even"
+    ),
+    attention_key!(
+        "model.v_head_dim",
+        Latent,
+        v_head_dim,
+        "latent: value width; multiple of 16"
+    ),
+    key!(
+        "model.max_seq_len",
+        model.max_seq_len,
+        "positions the model is made for"
+    ),
+    key!(
+        "model.rope.theta",
+        model.rope.theta,
+        "base of the rotary frequencies"
+    ),
+    key!("model.norms.eps", model.norms.eps, "epsilon of all norms"),
+    key!(
+        "model.tie_embeddings",
+        model.tie_embeddings,
+        "true or false: the embedding is the head"
+    ),
+    Key {
+        name: "model.activation",
+        help: "squared-relu or silu",
+        set: set_activation,
+        get: |s| name_of(&ACTIVATIONS, s.model.activation),
+    },
+    Key {
+        name: "train.steps",
+        help: "optimiser steps; sets warmup, eval_every and save_every, so give it first",
+        set: set_steps,
+        get: |s| Some(s.train.steps.to_string()),
+    },
+    key!(
+        "train.batch",
+        train.batch,
+        "sequences per micro-batch; threads beyond it idle"
+    ),
+    key!(
+        "train.context",
+        train.context,
+        "tokens per sequence; at most model.max_seq_len"
+    ),
+    key!(
+        "train.accumulation",
+        train.accumulation,
+        "micro-batches per step"
+    ),
+    Key {
+        name: "train.lr",
+        help: "peak learning rate; sets min_lr to a tenth and stage2_lr to two thirds of it",
+        set: set_lr,
+        get: |s| Some(s.train.lr.to_string()),
+    },
+    key!("train.min_lr", train.min_lr, "floor of the learning rate"),
+    key!(
+        "train.stage2_lr",
+        train.stage2_lr,
+        "two-stage: where the second line starts"
+    ),
+    Key {
+        name: "train.schedule",
+        help: "linear, cosine or two-stage",
+        set: set_schedule,
+        get: |s| name_of(&SCHEDULES, s.train.schedule),
+    },
+    key!("train.warmup", train.warmup, "steps of linear warm-up"),
+    key!("train.beta1", train.beta1, "Adam's first decay, in [0, 1)"),
+    key!("train.beta2", train.beta2, "Adam's second decay, in [0, 1)"),
+    key!("train.eps", train.eps, "Adam's epsilon"),
+    key!(
+        "train.weight_decay",
+        train.weight_decay,
+        "decay of the BitLinear matrices"
+    ),
+    key!(
+        "train.decay_embedding",
+        train.decay_embedding,
+        "true or false: embedding and head decay too"
+    ),
+    key!(
+        "train.clip",
+        train.clip,
+        "largest global norm of a gradient"
+    ),
+    key!(
+        "train.seed",
+        train.seed,
+        "seed of weights, batches and samples"
+    ),
+    key!(
+        "train.val_fraction",
+        train.val_fraction,
+        "share of the text, at its end, that validates"
+    ),
+    key!(
+        "train.eval_every",
+        train.eval_every,
+        "steps between evaluations; 0: at the end only"
+    ),
+    key!(
+        "train.save_every",
+        train.save_every,
+        "steps between checkpoints; 0: at the end only"
+    ),
+    key!(
+        "train.sample_tokens",
+        train.sample_tokens,
+        "tokens of sample text at each evaluation; 0: none"
+    ),
+    key!(
+        "train.quantize",
+        train.quantize,
+        "true or false: false trains plain f32, to compare"
+    ),
+];
+
+type SetResult = std::result::Result<(), String>;
+
+/// Applies one `key=value`.
+///
+/// # Errors
+///
+/// [`Error::Usage`] for a key that does not exist, naming the nearest that does, and for a value
+/// the key cannot have.
+pub fn apply(settings: &mut Settings, assignment: &str) -> Result<()> {
+    let usage = |message: String| Error::Usage(format!("--set {assignment}: {message}"));
+    let Some((name, value)) = assignment.split_once('=') else {
+        return Err(usage("write it as key=value".into()));
+    };
+    let Some(key) = KEYS.iter().find(|key| key.name == name.trim()) else {
+        let nearest = nearest(name, KEYS.iter().map(|key| key.name));
+        return Err(usage(format!(
+            "there is no setting {name:?}; the nearest is {nearest} (fit --help lists all)"
+        )));
+    };
+    (key.set)(settings, value.trim()).map_err(usage)
+}
+
+/// The candidate fewest edits away from `name`, the first of equals.
+///
+/// # Panics
+///
+/// Without candidates.
+pub fn nearest<'c>(name: &str, candidates: impl Iterator<Item = &'c str>) -> &'c str {
+    candidates
+        .min_by_key(|candidate| edit_distance(name, candidate))
+        .expect("there is a candidate")
+}
+
+/// Insertions, deletions and replacements that turn `a` into `b` (Levenshtein).
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut previous: Vec<usize> = (0..=b.len()).collect();
+    for (i, a) in a.chars().enumerate() {
+        let mut current = vec![i + 1];
+        for (j, b) in b.iter().enumerate() {
+            let replaced = previous[j] + usize::from(a != *b);
+            current.push(replaced.min(previous[j + 1] + 1).min(current[j] + 1));
+        }
+        previous = current;
+    }
+    previous[b.len()]
+}
+
+fn parse<V: FromStr>(value: &str, field: &mut V) -> SetResult {
+    *field = value.parse().map_err(|_| {
+        let kind = std::any::type_name::<V>();
+        let kind = match kind {
+            "bool" => "true or false",
+            "f32" | "f64" => "a number",
+            _ => "a whole number",
+        };
+        format!("{value:?} is not {kind}")
+    })?;
+    Ok(())
+}
+
+fn one_of<V: Copy>(value: &str, choices: &[(&str, V)]) -> std::result::Result<V, String> {
+    let found = choices.iter().find(|(name, _)| *name == value);
+    found.map(|(_, choice)| *choice).ok_or_else(|| {
+        let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+        format!("{value:?} is not one of {}", names.join(", "))
+    })
+}
+
+fn set_attention(settings: &mut Settings, value: &str) -> SetResult {
+    let model = &mut settings.model;
+    // The default sizes of a kind keep the width of a head near hidden_size / n_heads.
+    let head_dim = (model.hidden_size / model.n_heads.max(1)).max(2) & !1;
+    let grouped = Attention::Grouped {
+        n_kv_heads: model.n_heads,
+        head_dim,
+    };
+    let latent = Attention::Latent {
+        kv_lora_rank: (model.hidden_size / 2).max(16) & !15,
+        qk_nope_head_dim: head_dim,
+        qk_rope_head_dim: (head_dim / 2).max(2) & !1,
+        v_head_dim: head_dim.next_multiple_of(16),
+    };
+    model.attention = one_of(value, &[("latent", latent), ("grouped", grouped)])?;
+    Ok(())
+}
+
+const ACTIVATIONS: [(&str, Activation); 2] = [
+    ("squared-relu", Activation::SquaredRelu),
+    ("silu", Activation::Silu),
+];
+
+const SCHEDULES: [(&str, ScheduleKind); 3] = [
+    ("linear", ScheduleKind::Linear),
+    ("cosine", ScheduleKind::Cosine),
+    ("two-stage", ScheduleKind::TwoStage),
+];
+
+fn set_activation(settings: &mut Settings, value: &str) -> SetResult {
+    settings.model.activation = one_of(value, &ACTIVATIONS)?;
+    Ok(())
+}
+
+fn set_schedule(settings: &mut Settings, value: &str) -> SetResult {
+    settings.train.schedule = one_of(value, &SCHEDULES)?;
+    Ok(())
+}
+
+/// The word for a choice: the inverse of [`one_of`].
+fn name_of<V: Copy + PartialEq>(choices: &[(&str, V)], value: V) -> Option<String> {
+    let found = choices.iter().find(|(_, choice)| *choice == value);
+    found.map(|(name, _)| (*name).to_owned())
+}
+
+const fn attention_name(attention: &Attention) -> &'static str {
+    match attention {
+        Attention::Grouped { .. } => "grouped",
+        Attention::Latent { .. } => "latent",
+    }
+}
+
+fn set_lr(settings: &mut Settings, value: &str) -> SetResult {
+    let mut lr = 0.0;
+    parse(value, &mut lr)?;
+    settings.set_lr(lr);
+    Ok(())
+}
+
+fn set_steps(settings: &mut Settings, value: &str) -> SetResult {
+    let mut steps = 0;
+    parse(value, &mut steps)?;
+    settings.set_steps(steps);
+    Ok(())
+}
+
+fn wrong_attention(key: &str) -> String {
+    let kind = match key {
+        "model.n_kv_heads" | "model.head_dim" => "grouped",
+        _ => "latent",
+    };
+    format!("the model has the other kind of attention; --set model.attention={kind} first")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitnet_formats::Preset;
+
+    fn error(assignment: &str) -> String {
+        let mut settings = Settings::preset(Preset::Nano);
+        apply(&mut settings, assignment).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_nearest() {
+        assert!(error("model.hiden_size=3").contains("the nearest is model.hidden_size"));
+        assert!(error("train.learning_rate=3").contains("the nearest is train."));
+        assert!(error("train.lr").contains("key=value"));
+    }
+
+    #[test]
+    fn values_must_fit_their_key() {
+        assert!(error("train.steps=-1").contains("is not a whole number"));
+        assert!(error("train.lr=fast").contains("is not a number"));
+        assert!(error("train.quantize=1").contains("is not true or false"));
+        assert!(error("train.schedule=step").contains("linear, cosine, two-stage"));
+        assert!(error("model.head_dim=8").contains("model.attention=grouped first"));
+    }
+
+    /// Every key accepts a value of its kind and changes something.
+    /// What is printed can be given back: every printed value sets what it came from.
+    #[test]
+    fn printed_settings_rebuild_themselves() {
+        for preset in Preset::ALL {
+            let original = Settings::preset(preset);
+            let mut rebuilt = Settings::preset(Preset::Nano);
+            for key in KEYS {
+                if let Some(value) = key.value(&original) {
+                    apply(&mut rebuilt, &format!("{}={value}", key.name)).unwrap();
+                }
+            }
+            rebuilt.model.vocab_size = original.model.vocab_size;
+            rebuilt.model.weight_scale = original.model.weight_scale;
+            assert_eq!(rebuilt, original);
+        }
+    }
+
+    #[test]
+    fn every_key_reaches_its_field() {
+        for key in KEYS {
+            let before = match key.name {
+                "model.n_kv_heads" | "model.head_dim" => "grouped",
+                _ => "latent",
+            };
+            let mut settings = Settings::preset(Preset::Nano);
+            apply(&mut settings, &format!("model.attention={before}")).unwrap();
+            let old = settings.clone();
+            let values = ["7", "0.375", "false", "true", "grouped", "silu", "linear"];
+            let changed = values.iter().any(|value| {
+                let mut at = old.clone();
+                apply(&mut at, &format!("{}={value}", key.name)).is_ok() && at != old
+            });
+            assert!(changed, "{}", key.name);
+        }
+    }
+
+    #[test]
+    fn distance_counts_edits() {
+        assert_eq!(edit_distance("kitten", "sitting"), 3);
+        assert_eq!(edit_distance("", "abc"), 3);
+        assert_eq!(edit_distance("same", "same"), 0);
+    }
+}

@@ -1,0 +1,123 @@
+//! What stands before every BitLinear: RmsNorm (where the model has one), then the quantiser.
+
+use bitnet_formats::quant::NonFinite;
+use ndarray::Array2;
+
+use crate::ops::bit_linear::Activations;
+use crate::ops::rms_norm;
+use crate::param::{Param, ParamKind};
+use crate::real::Real;
+use crate::tensor::{add, flat, row, row_mut, zeros};
+
+/// An optional RmsNorm, followed by quantisation of its output.
+#[derive(Clone, Debug)]
+pub struct InputNorm<T> {
+    gain: Option<Param<T>>,
+    width: usize,
+    eps: T,
+}
+
+/// What an [`InputNorm`] leaves behind for one sequence.
+#[derive(Clone, Debug)]
+pub struct NormTape<T> {
+    /// The input of the BitLinears that follow.
+    pub activations: Activations<T>,
+    /// Reciprocal root mean square of each token.
+    r: Vec<T>,
+    /// This sequence's share of the gain's gradient, `[1, width]`.
+    d_gain: Array2<T>,
+}
+
+impl<T: Real> NormTape<T> {
+    /// Room for `len` tokens.
+    pub fn new(len: usize, width: usize) -> Self {
+        Self {
+            activations: Activations::new(len, width),
+            r: vec![T::one(); len],
+            d_gain: zeros(1, width),
+        }
+    }
+}
+
+impl<T: Real> InputNorm<T> {
+    /// A norm of gain one under this name.
+    pub fn new(name: String, width: usize, eps: f32) -> Self {
+        Self {
+            gain: Some(Param::new(name, ParamKind::Gain, 1, width)),
+            width,
+            eps: T::from_f32(eps),
+        }
+    }
+
+    /// Quantisation only, for models without this norm.
+    pub fn absent(width: usize) -> Self {
+        Self {
+            gain: None,
+            width,
+            eps: T::zero(),
+        }
+    }
+
+    /// The gain, where there is one.
+    pub fn params(&self) -> impl Iterator<Item = &Param<T>> {
+        self.gain.iter()
+    }
+
+    /// As [`InputNorm::params`], to write.
+    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param<T>> {
+        self.gain.iter_mut()
+    }
+
+    /// Norms and quantises the first `width` columns of `x`, `[len, width or more]`.
+    ///
+    /// # Errors
+    ///
+    /// [`NonFinite`] from the quantiser.
+    pub fn forward(
+        &self,
+        x: &Array2<T>,
+        quantize: bool,
+        tape: &mut NormTape<T>,
+    ) -> Result<(), NonFinite> {
+        for t in 0..x.nrows() {
+            let x = &row(x, t)[..self.width];
+            let y = row_mut(&mut tape.activations.codes, t);
+            match &self.gain {
+                Some(gain) => tape.r[t] = rms_norm::forward(x, flat(&gain.value), self.eps, y),
+                None => y.copy_from_slice(x),
+            }
+            tape.activations.quantize(t, quantize)?;
+        }
+        Ok(())
+    }
+
+    /// Adds to the first `width` columns of `d_x` what `d_y` asks for. The quantiser passes
+    /// gradients as they are.
+    pub fn backward(
+        &self,
+        x: &Array2<T>,
+        d_y: &Array2<T>,
+        tape: &mut NormTape<T>,
+        d_x: &mut Array2<T>,
+    ) {
+        tape.d_gain.fill(T::zero());
+        for t in 0..x.nrows() {
+            let d_x = &mut row_mut(d_x, t)[..self.width];
+            let d_y = row(d_y, t);
+            match &self.gain {
+                Some(gain) => {
+                    let (gain, d_gain) = (flat(&gain.value), row_mut(&mut tape.d_gain, 0));
+                    rms_norm::backward(&row(x, t)[..self.width], gain, tape.r[t], d_y, d_x, d_gain);
+                }
+                None => d_x.iter_mut().zip(d_y).for_each(|(d_x, d_y)| *d_x += *d_y),
+            }
+        }
+    }
+
+    /// Adds a sequence's share to the gain's gradient.
+    pub fn collect_gradient(&mut self, tape: &NormTape<T>) {
+        if let Some(gain) = &mut self.gain {
+            add(&mut gain.grad, &tape.d_gain);
+        }
+    }
+}

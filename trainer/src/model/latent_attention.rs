@@ -1,0 +1,222 @@
+//! Multi-head latent attention (DeepSeek-V2, section 2.1), without the low-rank query.
+//!
+//! Keys and values of all heads are made from one narrow latent per token; position enters by a
+//! rotary key shared by all heads:
+//!
+//! ```text
+//! q      = q_proj x                     per head [q_nope | q_rope], q_rope rotated
+//! c, k_r = kv_a_proj_with_mqa x         k_r rotated
+//! k, v   = kv_b_proj kv_a_layernorm(c)  per head [k_nope | v]
+//! score  = (q_nope . k_nope + q_rope . k_r) / sqrt(qk_nope_head_dim + qk_rope_head_dim)
+//! ```
+//!
+//! Training computes this as it stands; the runtime absorbs `kv_b_proj` into queries and outputs,
+//! which is the same map.
+
+use bitnet_formats::quant::NonFinite;
+use bitnet_formats::{Attention, ModelConfig};
+use ndarray::Array2;
+
+use crate::model::attention::{AttentionGrads, AttentionTape, AttentionTerm, Widths};
+use crate::model::heads::{accumulate_at, gather, gather_at, scatter};
+use crate::model::input_norm::InputNorm;
+use crate::ops::attention::HeadBuffers;
+use crate::ops::bit_linear::{
+    Activations, BitLinear, GradientJob, divide_by_scales, gradient_jobs,
+};
+use crate::ops::rope::Rope;
+use crate::param::Param;
+use crate::real::Real;
+use crate::tensor::row_mut;
+
+/// Projections of multi-head latent attention.
+#[derive(Clone, Debug)]
+pub struct LatentAttention<T> {
+    q_proj: BitLinear<T>,
+    kv_a_proj: BitLinear<T>,
+    kv_a_norm: InputNorm<T>,
+    kv_b_proj: BitLinear<T>,
+    n_heads: usize,
+    rank: usize,
+    nope: usize,
+    rope: usize,
+    v: usize,
+}
+
+impl<T: Real> LatentAttention<T> {
+    /// A layer whose tensors are named `prefix` + `q_proj.weight` and so on.
+    ///
+    /// # Panics
+    ///
+    /// If `config` asks for another kind of attention.
+    pub fn new(config: &ModelConfig, prefix: &str) -> Self {
+        let Attention::Latent {
+            kv_lora_rank,
+            qk_nope_head_dim,
+            qk_rope_head_dim,
+            v_head_dim,
+        } = config.attention
+        else {
+            panic!("the configuration has no latent attention");
+        };
+        let widths = Widths::of(config);
+        let linear = |name: &str, outputs, inputs| {
+            BitLinear::new(format!("{prefix}{name}.weight"), outputs, inputs)
+        };
+        let norm_name = format!("{prefix}kv_a_layernorm.weight");
+        Self {
+            q_proj: linear("q_proj", widths.q, config.hidden_size),
+            kv_a_proj: linear("kv_a_proj_with_mqa", widths.kv_a, config.hidden_size),
+            kv_a_norm: InputNorm::new(norm_name, kv_lora_rank, config.norms.eps),
+            kv_b_proj: linear("kv_b_proj", widths.kv_b, kv_lora_rank),
+            n_heads: config.n_heads,
+            rank: kv_lora_rank,
+            nope: qk_nope_head_dim,
+            rope: qk_rope_head_dim,
+            v: v_head_dim,
+        }
+    }
+
+    /// The projections, in file order.
+    pub fn linears(&self) -> [&BitLinear<T>; 3] {
+        [&self.q_proj, &self.kv_a_proj, &self.kv_b_proj]
+    }
+
+    /// As [`LatentAttention::linears`], to write.
+    pub fn linears_mut(&mut self) -> [&mut BitLinear<T>; 3] {
+        [&mut self.q_proj, &mut self.kv_a_proj, &mut self.kv_b_proj]
+    }
+
+    /// Parameters, in file order.
+    pub fn params(&self) -> Vec<&Param<T>> {
+        let mut params = vec![&self.q_proj.weight, &self.kv_a_proj.weight];
+        params.extend(self.kv_a_norm.params());
+        params.push(&self.kv_b_proj.weight);
+        params
+    }
+
+    /// As [`LatentAttention::params`], to write.
+    pub fn params_mut(&mut self) -> Vec<&mut Param<T>> {
+        let mut params = vec![&mut self.q_proj.weight, &mut self.kv_a_proj.weight];
+        params.extend(self.kv_a_norm.params_mut());
+        params.push(&mut self.kv_b_proj.weight);
+        params
+    }
+
+    /// Project, rotate, norm the latent, expand it, attend head by head.
+    ///
+    /// # Errors
+    ///
+    /// [`NonFinite`] from the latent's quantiser.
+    pub fn forward(
+        &self,
+        x: &Activations<T>,
+        rope: &Rope<T>,
+        quantize: bool,
+        tape: &mut AttentionTape<T>,
+        head: &mut HeadBuffers<T>,
+    ) -> Result<(), NonFinite> {
+        self.q_proj.forward(x, &mut tape.q);
+        self.kv_a_proj.forward(x, &mut tape.kv_a);
+        self.rotate(&mut tape.q, &mut tape.kv_a, |pos, part| {
+            rope.rotate(pos, part);
+        });
+        self.kv_a_norm
+            .forward(&tape.kv_a, quantize, &mut tape.latent)?;
+        self.kv_b_proj
+            .forward(&tape.latent.activations, &mut tape.kv_b);
+        let len = tape.heads.nrows();
+        for h in 0..self.n_heads {
+            self.gather_head(tape, h, head);
+            head.forward(&mut tape.log_sum_exp[h * len..(h + 1) * len]);
+            scatter(&head.out, &mut tape.heads, h * self.v);
+        }
+        Ok(())
+    }
+
+    /// The reverse of [`LatentAttention::forward`]. The shared rotary key sums over heads; the
+    /// latent gets its gradient through keys and values alike.
+    pub fn backward(
+        &self,
+        x: &Activations<T>,
+        rope: &Rope<T>,
+        tape: &mut AttentionTape<T>,
+        head: &mut HeadBuffers<T>,
+        grads: &mut AttentionGrads<T>,
+        d_x: &mut Array2<T>,
+    ) {
+        grads.kv_a.fill(T::zero());
+        let len = tape.heads.nrows();
+        for h in 0..self.n_heads {
+            self.gather_head(tape, h, head);
+            gather(&tape.heads, h * self.v, &mut head.out);
+            gather(&grads.heads, h * self.v, &mut head.d_out);
+            head.backward(&tape.log_sum_exp[h * len..(h + 1) * len]);
+            self.scatter_head(head, h, grads);
+        }
+        self.rotate(&mut grads.q, &mut grads.kv_a, |pos, part| {
+            rope.rotate_back(pos, part);
+        });
+        self.backward_latent(tape, grads);
+        self.q_proj.backward_input(&grads.q, T::zero(), d_x);
+        self.kv_a_proj.backward_input(&grads.kv_a, T::one(), d_x);
+        divide_by_scales(&mut grads.q, &x.scales);
+        divide_by_scales(&mut grads.kv_a, &x.scales);
+    }
+
+    fn backward_latent(&self, tape: &mut AttentionTape<T>, grads: &mut AttentionGrads<T>) {
+        self.kv_b_proj
+            .backward_input(&grads.kv_b, T::zero(), &mut grads.latent);
+        divide_by_scales(&mut grads.kv_b, &tape.latent.activations.scales);
+        self.kv_a_norm
+            .backward(&tape.kv_a, &grads.latent, &mut tape.latent, &mut grads.kv_a);
+    }
+
+    /// Queues the weight gradients and adds the norm's, over the sequences of a batch.
+    pub fn collect_gradients<'a>(
+        &'a mut self,
+        terms: &[AttentionTerm<'a, T>],
+        jobs: &mut Vec<GradientJob<'a, T>>,
+    ) {
+        for (_, tape, _) in terms {
+            self.kv_a_norm.collect_gradient(&tape.latent);
+        }
+        let of = |d_y: fn(&AttentionGrads<T>) -> &Array2<T>| -> Vec<_> {
+            let term = |(x, _, g): &AttentionTerm<'a, T>| (d_y(g).view(), x.codes.view());
+            terms.iter().map(term).collect()
+        };
+        gradient_jobs(&mut self.q_proj.weight.grad, &of(|g| &g.q), jobs);
+        gradient_jobs(&mut self.kv_a_proj.weight.grad, &of(|g| &g.kv_a), jobs);
+        let of_latent: Vec<_> = terms
+            .iter()
+            .map(|(_, tape, g)| (g.kv_b.view(), tape.latent.activations.codes.view()))
+            .collect();
+        gradient_jobs(&mut self.kv_b_proj.weight.grad, &of_latent, jobs);
+    }
+
+    /// Turns the rotary part of every query head and of the shared key.
+    fn rotate(&self, q: &mut Array2<T>, kv_a: &mut Array2<T>, turn: impl Fn(usize, &mut [T])) {
+        for pos in 0..q.nrows() {
+            for head in row_mut(q, pos).chunks_exact_mut(self.nope + self.rope) {
+                turn(pos, &mut head[self.nope..]);
+            }
+            turn(pos, &mut row_mut(kv_a, pos)[self.rank..]);
+        }
+    }
+
+    fn gather_head(&self, tape: &AttentionTape<T>, h: usize, head: &mut HeadBuffers<T>) {
+        let in_kv_b = h * (self.nope + self.v);
+        gather(&tape.q, h * (self.nope + self.rope), &mut head.q);
+        gather_at(&tape.kv_b, in_kv_b, &mut head.k, 0, self.nope);
+        gather_at(&tape.kv_a, self.rank, &mut head.k, self.nope, self.rope);
+        gather(&tape.kv_b, in_kv_b + self.nope, &mut head.v);
+    }
+
+    fn scatter_head(&self, head: &HeadBuffers<T>, h: usize, grads: &mut AttentionGrads<T>) {
+        let in_kv_b = h * (self.nope + self.v);
+        scatter(&head.d_q, &mut grads.q, h * (self.nope + self.rope));
+        gather_at(&head.d_k, 0, &mut grads.kv_b, in_kv_b, self.nope);
+        accumulate_at(&head.d_k, self.nope, &mut grads.kv_a, self.rank, self.rope);
+        scatter(&head.d_v, &mut grads.kv_b, in_kv_b + self.nope);
+    }
+}

@@ -1,0 +1,154 @@
+//! What a run says on stderr while it goes: a bar on a terminal, plain lines elsewhere.
+
+use std::io::{IsTerminal, stderr};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::data::TokenDataset;
+use crate::metrics::Record;
+use crate::settings::Settings;
+
+/// Plain lines per run, evaluations apart.
+const LINES: u64 = 40;
+
+/// Progress of a run, on stderr.
+#[derive(Debug)]
+pub struct Progress {
+    quiet: bool,
+    bar: Option<ProgressBar>,
+    steps: u64,
+    /// Mean seconds of a step, recent ones weighing more.
+    seconds: Option<f64>,
+}
+
+impl Progress {
+    /// For people.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            quiet: false,
+            bar: None,
+            steps: 0,
+            seconds: None,
+        }
+    }
+
+    /// For tests and callers with a report of their own.
+    #[must_use]
+    pub const fn silent() -> Self {
+        let mut progress = Self::new();
+        progress.quiet = true;
+        progress
+    }
+
+    pub(crate) fn begin(&mut self, settings: &Settings, step: u64, data: &TokenDataset) {
+        self.steps = settings.train.steps;
+        self.say(&format!(
+            "{} parameters, vocabulary {}; {} training and {} validation tokens; {} tokens a step",
+            settings.model.parameter_count(),
+            settings.model.vocab_size,
+            data.train.ids.len(),
+            data.validation.ids.len(),
+            settings.train.tokens_per_step(),
+        ));
+        if step > 0 {
+            self.say(&format!("going on from step {step} of {}", self.steps));
+        }
+        if !self.quiet && stderr().is_terminal() {
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}");
+            let bar = ProgressBar::new(self.steps).with_position(step);
+            self.bar = Some(match style {
+                Ok(style) => bar.with_style(style),
+                Err(_) => bar,
+            });
+        }
+    }
+
+    pub(crate) fn step(&mut self, record: &Record, seconds: f64) {
+        let mean = self
+            .seconds
+            .map_or(seconds, |mean| 0.95 * mean + 0.05 * seconds);
+        self.seconds = Some(mean);
+        let left = (self.steps - record.step) as f64 * mean;
+        let status = format!(
+            "loss {:.4}  {:.0} tokens/s  {} left",
+            record.loss,
+            record.tokens_per_s,
+            duration(left)
+        );
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(record.step);
+                bar.set_message(status);
+            }
+            None if record.step.is_multiple_of((self.steps / LINES).max(1)) => {
+                self.say(&format!("step {}/{}  {status}", record.step, self.steps));
+            }
+            None => {}
+        }
+        self.evaluation(record);
+    }
+
+    fn evaluation(&self, record: &Record) {
+        if let (Some(nats), Some(bits)) = (record.val_loss, record.val_bits_per_byte) {
+            self.say(&format!(
+                "step {}  validation {nats:.4} nats per token, {bits:.4} bits per byte",
+                record.step
+            ));
+        }
+        if let Some(sample) = &record.sample {
+            self.say(&format!(
+                "  | {}",
+                sample.trim_end().replace('\n', "\n  | ")
+            ));
+        }
+    }
+
+    pub(crate) fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None if self.quiet => {}
+            None => eprintln!("{line}"),
+        }
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// `45s`, `3m20s`, `2h05m`.
+fn duration(seconds: f64) -> String {
+    let s = seconds.round() as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        _ => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_well() {
+        let cases = [
+            (0.4, "0s"),
+            (59.4, "59s"),
+            (60.0, "1m00s"),
+            (7500.0, "2h05m"),
+        ];
+        for (seconds, text) in cases {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+}

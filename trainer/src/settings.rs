@@ -1,0 +1,257 @@
+//! The settings of a run: a shape and a recipe.
+
+use bitnet_formats::{ModelConfig, Preset, WeightScale};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::schedule::{LrSchedule, ScheduleKind};
+
+/// Everything that decides what a run computes, apart from the text.
+///
+/// Threads are not here: they change how fast a run is and nothing else.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Shape and conventions; `vocab_size` follows the tokenizer.
+    pub model: ModelConfig,
+    /// Recipe.
+    pub train: TrainSettings,
+}
+
+/// The recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainSettings {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Sequences per micro-batch.
+    pub batch: usize,
+    /// Tokens per sequence.
+    pub context: usize,
+    /// Micro-batches per step.
+    pub accumulation: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Floor of the learning rate.
+    pub min_lr: f64,
+    /// Start of the second line of the two-stage schedule.
+    pub stage2_lr: f64,
+    /// Shape of the learning rate.
+    pub schedule: ScheduleKind,
+    /// Steps of warm-up.
+    pub warmup: u64,
+    /// Decay of Adam's first moment.
+    pub beta1: f64,
+    /// Decay of Adam's second moment.
+    pub beta2: f64,
+    /// Adam's epsilon.
+    pub eps: f64,
+    /// Weight decay of matrices.
+    pub weight_decay: f64,
+    /// True if embedding and head decay as well.
+    pub decay_embedding: bool,
+    /// Largest global norm of a gradient.
+    pub clip: f64,
+    /// Seed of weights, batches and samples.
+    pub seed: u64,
+    /// Share of the text, at its end, that validates.
+    pub val_fraction: f64,
+    /// Steps between evaluations; 0 for one at the end.
+    pub eval_every: u64,
+    /// Steps between checkpoints; 0 for one at the end.
+    pub save_every: u64,
+    /// Tokens of sample text at each evaluation; 0 for none.
+    pub sample_tokens: usize,
+    /// False trains the same network without quantisers, for comparison.
+    pub quantize: bool,
+}
+
+impl Settings {
+    /// Shape and recipe of a preset. The learning rates are those of public runs of similar size.
+    #[must_use]
+    pub fn preset(preset: Preset) -> Self {
+        let recipe = |steps, batch, context, lr| TrainSettings {
+            steps,
+            batch,
+            context,
+            accumulation: 1,
+            lr,
+            min_lr: 0.0,
+            stage2_lr: 0.0,
+            schedule: ScheduleKind::Cosine,
+            warmup: 0,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            decay_embedding: false,
+            clip: 1.0,
+            seed: 1,
+            val_fraction: 0.1,
+            eval_every: 0,
+            save_every: 0,
+            sample_tokens: 48,
+            quantize: true,
+        };
+        let train = match preset {
+            Preset::Nano => recipe(2_000, 8, 256, 3e-3),
+            Preset::Tiny => recipe(700, 4, 256, 2e-3),
+            Preset::Small => recipe(20_000, 8, 512, 1e-3),
+            _ => recipe(100_000, 1, 2_048, 2e-4),
+        };
+        let model = ModelConfig {
+            weight_scale: WeightScale::Divide,
+            ..preset.config()
+        };
+        let mut settings = Self { model, train };
+        settings.set_steps(settings.train.steps);
+        settings.set_lr(settings.train.lr);
+        settings
+    }
+
+    /// Sets the steps, and what follows: a twentieth of them to warm up (375 at most), ten
+    /// evaluations and checkpoints.
+    pub fn set_steps(&mut self, steps: u64) {
+        let train = &mut self.train;
+        train.steps = steps;
+        train.warmup = (steps / 20).min(375);
+        train.eval_every = steps.div_ceil(10);
+        train.save_every = train.eval_every;
+    }
+
+    /// Sets the peak learning rate, and what follows: the floor is a tenth of it, the second stage
+    /// begins at two thirds.
+    pub fn set_lr(&mut self, lr: f64) {
+        self.train.lr = lr;
+        self.train.min_lr = lr / 10.0;
+        self.train.stage2_lr = lr * 2.0 / 3.0;
+    }
+
+    /// Checks every setting, and settings against each other.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Usage`] naming the first that is wrong.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |message: String| Err(Error::Usage(message));
+        if let Err(problem) = self.model.validate() {
+            return bad(format!("model.{problem}"));
+        }
+        self.train.validate()?;
+        let (context, max_seq_len) = (self.train.context, self.model.max_seq_len);
+        if context > max_seq_len {
+            return bad(format!(
+                "train.context is {context}, but model.max_seq_len is {max_seq_len}; lower the \
+                 first (--context) or raise the second (--set model.max_seq_len={context})"
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl TrainSettings {
+    fn validate(&self) -> Result<()> {
+        let at_least_one = [
+            ("train.steps", self.steps),
+            ("train.batch", self.batch as u64),
+            ("train.context", self.context as u64),
+            ("train.accumulation", self.accumulation as u64),
+        ];
+        for (key, value) in at_least_one {
+            check(key, value, value >= 1, "at least 1")?;
+        }
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        for (key, value) in [("lr", self.lr), ("eps", self.eps), ("clip", self.clip)] {
+            let key = format!("train.{key}");
+            check(&key, value, positive(value), "above 0")?;
+        }
+        for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            let key = format!("train.{key}");
+            check(&key, value, (0.0..1.0).contains(&value), "in [0, 1)")?;
+        }
+        let rates = [
+            ("train.min_lr", self.min_lr, self.lr),
+            ("train.stage2_lr", self.stage2_lr, self.lr),
+            ("train.weight_decay", self.weight_decay, f64::MAX),
+        ];
+        for (key, value, max) in rates {
+            let range = "at least 0, and no rate above train.lr";
+            check(key, value, (0.0..=max).contains(&value), range)?;
+        }
+        let fraction = self.val_fraction;
+        let fits = fraction > 0.0 && fraction < 1.0;
+        check("train.val_fraction", fraction, fits, "between 0 and 1")
+    }
+
+    /// Learning rate and weight decay by step.
+    #[must_use]
+    pub const fn lr_schedule(&self) -> LrSchedule {
+        LrSchedule {
+            kind: self.schedule,
+            lr: self.lr,
+            min_lr: self.min_lr,
+            stage2_lr: self.stage2_lr,
+            warmup: self.warmup,
+            steps: self.steps,
+            weight_decay: self.weight_decay,
+        }
+    }
+
+    /// Tokens that one optimiser step learns from.
+    #[must_use]
+    pub const fn tokens_per_step(&self) -> usize {
+        self.batch * self.context * self.accumulation
+    }
+}
+
+fn check(key: &str, value: impl std::fmt::Display, fits: bool, range: &str) -> Result<()> {
+    if fits {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "{key} is {value}; it must be {range}"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_is_valid() {
+        for preset in Preset::ALL {
+            Settings::preset(preset)
+                .validate()
+                .unwrap_or_else(|e| panic!("{}: {e}", preset.name()));
+        }
+    }
+
+    #[test]
+    fn a_context_beyond_the_model_names_both_settings() {
+        let mut settings = Settings::preset(Preset::Nano);
+        settings.train.context = 300;
+        let message = settings.validate().unwrap_err().to_string();
+        assert!(message.contains("train.context is 300"), "{message}");
+        assert!(message.contains("model.max_seq_len is 256"), "{message}");
+    }
+
+    #[test]
+    fn each_setting_has_a_range() {
+        type Change = fn(&mut TrainSettings);
+        let cases: [(&str, Change); 8] = [
+            ("train.steps", |t| t.steps = 0),
+            ("train.batch", |t| t.batch = 0),
+            ("train.lr", |t| t.lr = f64::NAN),
+            ("train.clip", |t| t.clip = 0.0),
+            ("train.beta2", |t| t.beta2 = 1.0),
+            ("train.min_lr", |t| t.min_lr = -1.0),
+            ("train.stage2_lr", |t| t.stage2_lr = 9.0),
+            ("train.val_fraction", |t| t.val_fraction = 1.0),
+        ];
+        for (key, change) in cases {
+            let mut settings = Settings::preset(Preset::Nano);
+            change(&mut settings.train);
+            let error = settings.validate().unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().starts_with(key), "{key}: {error}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! One optimiser step after the other.
+
+use std::path::Path;
+
+use crate::checkpoint::RunState;
+use crate::data::TokenDataset;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::gradient::Worker;
+use crate::optim::{AdamW, clip_factor, global_norm};
+use crate::settings::Settings;
+
+/// A run in progress: model, optimiser, step and buffers.
+///
+/// Nothing is allocated per step but the ids of its batch and the lists of jobs.
+#[derive(Debug)]
+pub struct Trainer {
+    settings: Settings,
+    model: Model<f32>,
+    adam: AdamW,
+    workers: Vec<Worker<f32>>,
+    step: u64,
+}
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepMetrics {
+    /// Steps taken, this one included.
+    pub step: u64,
+    /// Mean loss of its batch before the update, nats per token.
+    pub loss: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+impl Trainer {
+    /// A run at step 0 with fresh weights.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let train = &settings.train;
+        let mut model = Model::new(settings.model, train.quantize);
+        model.init(train.seed);
+        let betas = (train.beta1, train.beta2);
+        let adam = AdamW::new(&model, betas, train.eps, train.decay_embedding);
+        Self::resume(settings, model, adam, 0)
+    }
+
+    /// A run that goes on from `step`.
+    #[must_use]
+    pub fn resume(settings: Settings, model: Model<f32>, adam: AdamW, step: u64) -> Self {
+        let context = settings.train.context;
+        let workers = (0..settings.train.batch)
+            .map(|_| Worker::new(&settings.model, context))
+            .collect();
+        Self {
+            settings,
+            model,
+            adam,
+            workers,
+            step,
+        }
+    }
+
+    /// The settings of the run.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The model as it stands.
+    #[must_use]
+    pub const fn model(&self) -> &Model<f32> {
+        &self.model
+    }
+
+    /// The optimiser as it stands.
+    #[must_use]
+    pub const fn optimizer(&self) -> &AdamW {
+        &self.adam
+    }
+
+    /// Steps taken.
+    #[must_use]
+    pub const fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// What a checkpoint says about this run.
+    #[must_use]
+    pub fn state(&self, text_fingerprint: &str) -> RunState {
+        RunState {
+            step: self.step,
+            settings: self.settings.clone(),
+            text_fingerprint: text_fingerprint.into(),
+        }
+    }
+
+    /// Takes one step on the current rayon pool: gradients over all micro-batches, clip, update.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NonFinite`] before anything is updated, if an activation, the loss or the gradient
+    /// is infinite or NaN. `out` is the folder the message names.
+    pub fn take_step(&mut self, data: &TokenDataset, out: &Path) -> Result<StepMetrics> {
+        let next = self.step + 1;
+        let non_finite = |what: String| Error::NonFinite {
+            step: next,
+            what,
+            out: out.into(),
+        };
+        let loss = self.gradient(data).map_err(non_finite)?;
+        let grad_norm = global_norm(&self.model);
+        if !grad_norm.is_finite() {
+            let what = format!("the norm of the gradient is {grad_norm}");
+            return Err(non_finite(what));
+        }
+        let train = &self.settings.train;
+        let schedule = train.lr_schedule();
+        let (lr, decay) = (schedule.lr(self.step), schedule.weight_decay(self.step));
+        let clip = clip_factor(grad_norm, train.clip);
+        self.adam.step(&mut self.model, self.step, lr, decay, clip);
+        self.model.refresh();
+        self.step = next;
+        Ok(StepMetrics {
+            step: next,
+            loss,
+            lr,
+            grad_norm,
+        })
+    }
+
+    /// Gradient of the mean loss over the step's micro-batches; returns that mean.
+    fn gradient(&mut self, data: &TokenDataset) -> std::result::Result<f64, String> {
+        let train = &self.settings.train;
+        let tokens = train.tokens_per_step() as f64;
+        let weight = (1.0 / tokens) as f32;
+        let accumulation = train.accumulation as u64;
+        self.model.zero_grad();
+        let mut sum = 0.0;
+        for micro in 0..accumulation {
+            let batch = data.batch(train, self.step * accumulation + micro);
+            sum += self
+                .model
+                .accumulate_gradient(&batch, weight, &mut self.workers)
+                .map_err(|e| e.to_string())?;
+        }
+        let loss = sum / tokens;
+        if !loss.is_finite() {
+            return Err(format!("the loss is {loss}"));
+        }
+        Ok(loss)
+    }
+}

@@ -1,0 +1,421 @@
+//! The program as users meet it: what it prints, what it refuses, and how it exits.
+
+use std::fs;
+use std::path::Path;
+
+use assert_cmd::Command;
+use tempfile::TempDir;
+
+const SMALL: [&str; 16] = [
+    "--preset",
+    "nano",
+    "--tokenizer",
+    "byte",
+    "--steps",
+    "4",
+    "--batch",
+    "2",
+    "--context",
+    "16",
+    "--set",
+    "model.hidden_size=32",
+    "--set",
+    "model.intermediate_size=32",
+    "--set",
+    "model.n_layers=1",
+];
+
+struct Outcome {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn run(folder: &Path, args: &[&str]) -> Outcome {
+    let output = Command::new(assert_cmd::cargo::cargo_bin!("bitnet-trainer"))
+        .current_dir(folder)
+        .args(args)
+        .output()
+        .unwrap();
+    Outcome {
+        code: output.status.code().unwrap(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A folder with a text in it.
+fn place() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "She was convinced that she could have been happy with him. ".repeat(30);
+    fs::write(folder.path().join("text.txt"), text).unwrap();
+    folder
+}
+
+fn fit<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["fit", "--data", "text.txt", "--out", "run"];
+    args.extend(SMALL);
+    args.extend(more);
+    args
+}
+
+#[test]
+fn fit_eval_and_sample_work_together() {
+    let place = place();
+    let fitted = run(place.path(), &fit(&[]));
+    assert_eq!(fitted.code, 0, "{}", fitted.stderr);
+    assert!(fitted.stdout.contains("bits per byte"), "{}", fitted.stdout);
+    assert!(fitted.stderr.contains("tokens/s"), "{}", fitted.stderr);
+    for name in [
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "state.safetensors",
+        "metrics.jsonl",
+        "loss.svg",
+    ] {
+        assert!(place.path().join("run").join(name).exists(), "{name}");
+    }
+    let measured = run(
+        place.path(),
+        &["eval", "run", "--data", "text.txt", "--json"],
+    );
+    let found: serde_json::Value = serde_json::from_str(&measured.stdout).unwrap();
+    assert_eq!(found["tokens"], 59 * 30 - 1);
+    assert!(found["nats_per_token"].as_f64().unwrap() < 6.0);
+    let sample = ["sample", "run", "--prompt", "She was", "--max-tokens", "5"];
+    let greedy = [&sample[..], &["--temperature", "0"]].concat();
+    let sampled = run(place.path(), &greedy);
+    assert!(sampled.stdout.starts_with("She was"), "{}", sampled.stderr);
+    assert_eq!(sampled.stdout, run(place.path(), &greedy).stdout);
+}
+
+/// A tokenizer that is given is the one that is stored.
+#[test]
+fn a_given_tokenizer_is_used() {
+    let place = place();
+    assert_eq!(run(place.path(), &fit(&[])).code, 0);
+    let args = [
+        "fit",
+        "--data",
+        "text.txt",
+        "--out",
+        "second",
+        "--tokenizer",
+        "run/tokenizer.json",
+    ];
+    let small = SMALL
+        .into_iter()
+        .filter(|arg| !["--tokenizer", "byte"].contains(arg));
+    let args: Vec<_> = args.into_iter().chain(small).collect();
+    let outcome = run(place.path(), &args);
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    let read = |name: &str| fs::read(place.path().join(name)).unwrap();
+    assert_eq!(read("run/tokenizer.json"), read("second/tokenizer.json"));
+    assert_eq!(
+        read("run/model.safetensors"),
+        read("second/model.safetensors")
+    );
+}
+
+/// Ctrl-C: the step is finished, the run saved, the exit code 0, and the run goes on from there.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_saves_and_exits_cleanly() {
+    use std::process::{Command as Process, Stdio};
+    let place = place();
+    let mut args = fit(&[]);
+    let steps = args.iter().position(|arg| *arg == "4").unwrap();
+    args[steps] = "1000000";
+    let child = Process::new(assert_cmd::cargo::cargo_bin!("bitnet-trainer"))
+        .current_dir(place.path())
+        .args(&args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let metrics = place.path().join("run/metrics.jsonl");
+    while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let pid = child.id().to_string();
+    assert!(
+        Process::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains("saved at step") && said.contains("--resume"),
+        "{said}"
+    );
+    let lines = fs::read_to_string(&metrics)
+        .unwrap()
+        .lines()
+        .count()
+        .to_string();
+    let more = (lines.parse::<u64>().unwrap() + 2).to_string();
+    let resume = [
+        "fit",
+        "--data",
+        "text.txt",
+        "--out",
+        "run",
+        "--resume",
+        "--stop-at",
+        &more,
+    ];
+    let resumed = run(place.path(), &resume);
+    assert!(
+        resumed
+            .stderr
+            .contains(&format!("going on from step {lines}")),
+        "{}",
+        resumed.stderr
+    );
+    assert!(
+        resumed.stdout.contains(&format!("saved at step {more}")),
+        "{}",
+        resumed.stdout
+    );
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let place = place();
+    let dry = run(place.path(), &fit(&["--dry-run"]));
+    assert_eq!(dry.code, 0, "{}", dry.stderr);
+    assert!(dry.stdout.contains("parameters   "), "{}", dry.stdout);
+    assert!(dry.stdout.contains("MiB"));
+    assert!(!place.path().join("run").exists());
+}
+
+/// What is wrong, what the message must say, and the exit code: 1 failed, 2 bad usage.
+struct Refusal {
+    args: Vec<&'static str>,
+    says: &'static [&'static str],
+    code: i32,
+}
+
+fn refusal(args: &[&'static str], says: &'static [&'static str], code: i32) -> Refusal {
+    Refusal {
+        args: fit(args),
+        says,
+        code,
+    }
+}
+
+#[test]
+fn bad_input_is_refused_and_leaves_nothing() {
+    let place = place();
+    fs::write(place.path().join("empty.txt"), "").unwrap();
+    fs::write(place.path().join("latin1.txt"), b"caf\xe9 au lait").unwrap();
+    fs::write(place.path().join("short.txt"), "too short").unwrap();
+    let data = |file| {
+        let mut args = fit(&[]);
+        args[2] = file;
+        args
+    };
+    let cases = [
+        Refusal {
+            args: data("empty.txt"),
+            says: &["empty.txt: the file is empty"],
+            code: 1,
+        },
+        Refusal {
+            args: data("none.txt"),
+            says: &["none.txt: cannot read"],
+            code: 1,
+        },
+        Refusal {
+            args: data("latin1.txt"),
+            says: &["latin1.txt: byte 3 is not UTF-8"],
+            code: 1,
+        },
+        Refusal {
+            args: data("short.txt"),
+            says: &["has 8 tokens", "needs 33"],
+            code: 1,
+        },
+        refusal(&["--context", "300"], &["cannot be used multiple times"], 2),
+        refusal(
+            &["--set", "train.context=300"],
+            &["train.context is 300", "max_seq_len is 256"],
+            2,
+        ),
+        refusal(
+            &["--set", "model.hidden=1"],
+            &["nearest is model.hidden_size"],
+            2,
+        ),
+        refusal(&["--set", "train.steps=many"], &["not a whole number"], 2),
+        refusal(&["--set", "model.n_heads=0"], &["model.n_heads is 0"], 2),
+        refusal(&["--resume"], &["cannot be used with"], 2),
+        refusal(&["--threads", "0"], &["between 1 and 1024"], 2),
+        refusal(&["--out", "x"], &["cannot be used multiple times"], 2),
+    ];
+    for Refusal { args, says, code } in cases {
+        let outcome = run(place.path(), &args);
+        assert_eq!(outcome.code, code, "{args:?}: {}", outcome.stderr);
+        assert!(outcome.stdout.is_empty(), "{args:?}");
+        for words in says {
+            assert!(
+                outcome.stderr.contains(words),
+                "{args:?}: {}",
+                outcome.stderr
+            );
+        }
+        assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
+        assert!(!place.path().join("run").exists(), "{args:?}");
+    }
+}
+
+#[test]
+fn unknown_presets_and_tokenizers_are_named() {
+    let place = place();
+    let base = ["fit", "--data", "text.txt", "--out", "run"];
+    let preset = run(place.path(), &[&base[..], &["--preset", "tny"]].concat());
+    assert_eq!(preset.code, 2);
+    assert!(
+        preset.stderr.contains("nearest is tiny"),
+        "{}",
+        preset.stderr
+    );
+    let bpe = run(
+        place.path(),
+        &[&base[..], &["--tokenizer", "bpe:9"]].concat(),
+    );
+    assert_eq!(bpe.code, 2);
+    assert!(bpe.stderr.contains("at least 256"), "{}", bpe.stderr);
+    let file = run(
+        place.path(),
+        &[&base[..], &["--tokenizer", "text.txt"]].concat(),
+    );
+    assert_eq!(file.code, 1);
+    assert!(
+        file.stderr.contains("text.txt: not a tokenizer.json"),
+        "{}",
+        file.stderr
+    );
+    assert!(!place.path().join("run").exists());
+}
+
+#[test]
+fn a_run_is_not_replaced_by_accident() {
+    let place = place();
+    let nothing = run(
+        place.path(),
+        &["fit", "--data", "text.txt", "--out", "run", "--resume"],
+    );
+    assert_eq!(nothing.code, 2);
+    assert!(
+        nothing.stderr.contains("there is no run"),
+        "{}",
+        nothing.stderr
+    );
+    assert_eq!(run(place.path(), &fit(&["--stop-at", "2"])).code, 0);
+    let model = fs::read(place.path().join("run/model.safetensors")).unwrap();
+    let again = run(place.path(), &fit(&[]));
+    assert_eq!(again.code, 2);
+    assert!(again.stderr.contains("--overwrite"), "{}", again.stderr);
+    assert_eq!(
+        fs::read(place.path().join("run/model.safetensors")).unwrap(),
+        model
+    );
+    let resume = ["fit", "--data", "text.txt", "--out", "run", "--resume"];
+    assert_eq!(run(place.path(), &resume).code, 0);
+    assert_eq!(
+        run(place.path(), &fit(&["--overwrite", "--stop-at", "2"])).code,
+        0
+    );
+    assert_eq!(
+        fs::read(place.path().join("run/model.safetensors")).unwrap(),
+        model
+    );
+}
+
+#[test]
+fn an_unwritable_folder_is_named() {
+    let place = place();
+    fs::write(place.path().join("run"), "a file in the way").unwrap();
+    let outcome = run(place.path(), &fit(&[]));
+    assert_eq!(outcome.code, 1);
+    assert!(
+        outcome.stderr.contains("run: cannot create"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(
+        fs::read(place.path().join("run")).unwrap(),
+        b"a file in the way"
+    );
+}
+
+#[test]
+fn damaged_checkpoints_are_refused() {
+    let place = place();
+    assert_eq!(run(place.path(), &fit(&[])).code, 0);
+    let path = place.path().join("run/model.safetensors");
+    let model = fs::read(&path).unwrap();
+    let evaluate = |says: &str| {
+        let outcome = run(place.path(), &["eval", "run", "--data", "text.txt"]);
+        assert_eq!(outcome.code, 1);
+        assert!(outcome.stderr.contains(says), "{}", outcome.stderr);
+    };
+    fs::write(&path, &model[..model.len() - 4]).unwrap();
+    evaluate("model.safetensors: damaged");
+    let mut poisoned = model.clone();
+    let last = poisoned.len() - 4;
+    poisoned[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, &poisoned).unwrap();
+    evaluate("holds NaN");
+    fs::write(&path, &model).unwrap();
+    let config = place.path().join("run/config.json");
+    let json = fs::read_to_string(&config).unwrap();
+    fs::write(
+        &config,
+        json.replace("\"hidden_size\": 32", "\"hidden_size\": 64"),
+    )
+    .unwrap();
+    evaluate("has shape");
+    fs::remove_file(&config).unwrap();
+    evaluate("config.json: cannot read");
+}
+
+#[test]
+fn contexts_and_prompts_out_of_range_are_refused() {
+    let place = place();
+    assert_eq!(run(place.path(), &fit(&[])).code, 0);
+    let long = run(
+        place.path(),
+        &["eval", "run", "--data", "text.txt", "--context", "257"],
+    );
+    assert_eq!(long.code, 2);
+    assert!(long.stderr.contains("takes 1 to 256"), "{}", long.stderr);
+    let empty = run(place.path(), &["sample", "run", "--prompt", ""]);
+    assert_eq!(empty.code, 1);
+    assert!(
+        empty.stderr.contains("the prompt has no tokens"),
+        "{}",
+        empty.stderr
+    );
+    let cold = run(
+        place.path(),
+        &["sample", "run", "--prompt", "a", "--temperature", "-1"],
+    );
+    assert_eq!(cold.code, 2);
+}
+
+#[test]
+fn help_lists_every_setting() {
+    let place = place();
+    let help = run(place.path(), &["fit", "--help"]);
+    assert_eq!(help.code, 0);
+    for key in bitnet_trainer::keys::KEYS {
+        assert!(help.stdout.contains(key.name), "{}", key.name);
+    }
+}

@@ -1,0 +1,260 @@
+//! The whole network: gradients, causality, learning, and independence of threads.
+
+use bitnet_formats::{Activation, Attention, ModelConfig, Norms, Preset};
+use bitnet_trainer::model::gradient::{Example, Worker};
+use bitnet_trainer::model::{Model, Sequence};
+use bitnet_trainer::param::Param;
+use bitnet_trainer::real::Real;
+use bitnet_trainer::rng::{Rng, Stream};
+use bitnet_trainer::tensor::{flat, flat_mut};
+
+const VOCAB: usize = 23;
+
+/// Two blocks, every width different.
+fn small(attention: Attention) -> ModelConfig {
+    ModelConfig {
+        hidden_size: 20,
+        intermediate_size: 28,
+        n_layers: 2,
+        n_heads: 4,
+        attention,
+        vocab_size: VOCAB,
+        max_seq_len: 16,
+        ..Preset::Nano.config()
+    }
+}
+
+const LATENT: Attention = Attention::Latent {
+    kv_lora_rank: 16,
+    qk_nope_head_dim: 6,
+    qk_rope_head_dim: 4,
+    v_head_dim: 16,
+};
+const GROUPED: Attention = Attention::Grouped {
+    n_kv_heads: 2,
+    head_dim: 6,
+};
+
+/// Both kinds of attention, and each option that changes the computation.
+fn variants() -> Vec<(&'static str, ModelConfig)> {
+    let plain = ModelConfig {
+        activation: Activation::Silu,
+        tie_embeddings: false,
+        norms: Norms {
+            eps: 1e-3,
+            attn_sub_norm: false,
+            ffn_sub_norm: false,
+        },
+        ..small(GROUPED)
+    };
+    vec![
+        ("latent", small(LATENT)),
+        ("grouped", small(GROUPED)),
+        ("untied, SiLU, no sub-norms", plain),
+    ]
+}
+
+/// Weights wide enough for every part of the network to matter, gains away from one.
+fn model<T: Real>(config: ModelConfig, quantize: bool) -> Model<T> {
+    let mut model = Model::<T>::new(config, quantize);
+    for (i, param) in model.params_mut().into_iter().enumerate() {
+        let mut rng = Rng::new(11, Stream::Init, i as u64);
+        let fan_in = param.value.ncols() as f64;
+        for w in flat_mut(&mut param.value) {
+            let draw = rng.normal();
+            *w += T::from_f64(
+                draw * if w.is_zero() {
+                    1.0 / fan_in.sqrt()
+                } else {
+                    0.3
+                },
+            );
+        }
+    }
+    model.refresh();
+    model
+}
+
+fn batch(sequences: usize, len: usize, seed: u64) -> Vec<Example> {
+    let mut rng = Rng::new(seed, Stream::Batch, 0);
+    let mut ids = || (0..len).map(|_| rng.below(VOCAB) as u32).collect();
+    (0..sequences)
+        .map(|_| Example {
+            inputs: ids(),
+            targets: ids(),
+        })
+        .collect()
+}
+
+fn gradient<T: Real>(model: &mut Model<T>, batch: &[Example], weight: T) -> f64 {
+    let len = batch[0].inputs.len();
+    let mut workers: Vec<_> = batch
+        .iter()
+        .map(|_| Worker::new(model.config(), len))
+        .collect();
+    model
+        .accumulate_gradient(batch, weight, &mut workers)
+        .unwrap()
+}
+
+fn loss<T: Real>(model: &Model<T>, batch: &[Example]) -> f64 {
+    let mut seq = Sequence::to_evaluate(model.config(), batch[0].inputs.len());
+    let one = |example: &Example| model.loss(&example.inputs, &example.targets, &mut seq);
+    batch.iter().map(one).map(Result::unwrap).sum()
+}
+
+/// Central differences in f64 on the unquantised network: several elements of every tensor.
+#[test]
+fn gradients_match_finite_differences() {
+    for (name, config) in variants() {
+        let mut model = model::<f64>(config, false);
+        let batch = batch(2, 7, 5);
+        let sum = gradient(&mut model, &batch, 1.0);
+        assert!((sum - loss(&model, &batch)).abs() < 1e-9, "{name}");
+        let params: Vec<Param<f64>> = model.params().into_iter().cloned().collect();
+        for (i, param) in params.iter().enumerate() {
+            let size = param.value.len();
+            for k in (0..size).step_by(size.div_ceil(6)) {
+                let slope = slope(&mut model, &batch, i, k);
+                let found = flat(&param.grad)[k];
+                let error = (slope - found).abs() / (1e-2 + slope.abs().max(found.abs()));
+                assert!(error < 1e-5, "{name}: {}[{k}]: {slope} {found}", param.name);
+            }
+        }
+    }
+}
+
+fn slope(model: &mut Model<f64>, batch: &[Example], param: usize, element: usize) -> f64 {
+    let h = 1e-5;
+    let mut at = |offset: f64| {
+        flat_mut(&mut model.params_mut()[param].value)[element] += offset;
+        model.refresh();
+        loss(model, batch)
+    };
+    let above = at(h);
+    let below = at(-2.0 * h);
+    at(h);
+    (above - below) / (2.0 * h)
+}
+
+/// Every tensor must have been reached; rows of tokens that never occur have no gradient untied.
+#[test]
+fn every_parameter_learns() {
+    for (name, config) in variants() {
+        for quantize in [false, true] {
+            let mut model = model::<f32>(config, quantize);
+            let batch = batch(2, 9, 8);
+            gradient(&mut model, &batch, 1.0);
+            for param in model.params() {
+                let reached = flat(&param.grad).iter().any(|g| *g != 0.0);
+                assert!(reached, "{name}: {}", param.name);
+            }
+            if !config.tie_embeddings {
+                let used = |id| batch.iter().any(|e| e.inputs.contains(&id));
+                let unused = (0..VOCAB as u32).find(|id| !used(*id)).unwrap();
+                let row = model.params()[0].grad.row(unused as usize);
+                assert!(row.iter().all(|g| *g == 0.0));
+            }
+        }
+    }
+}
+
+/// A token changes nothing before itself, to the bit, and something at or after itself.
+#[test]
+fn later_tokens_do_not_reach_back() {
+    for (name, config) in variants() {
+        let model = model::<f32>(config, true);
+        let ids = batch(1, 12, 3).remove(0).inputs;
+        let mut seq = Sequence::to_evaluate(&config, ids.len());
+        let before = model.all_logits(&ids, &mut seq).unwrap();
+        for t in 0..ids.len() {
+            let mut changed = ids.clone();
+            changed[t] = (changed[t] + 1) % VOCAB as u32;
+            let after = model.all_logits(&changed, &mut seq).unwrap();
+            for i in 0..ids.len() {
+                let same = before.row(i) == after.row(i);
+                assert_eq!(same, i < t, "{name}: token {t}, logits {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn fresh_models_know_nothing_and_are_a_third_zero() {
+    for preset in [Preset::Nano, Preset::Tiny] {
+        let mut model = Model::<f32>::new(preset.config(), true);
+        model.init(4);
+        let ids: Vec<u32> = (0..65).map(|i| i * i * 7 % 500).collect();
+        let mut seq = Sequence::to_evaluate(model.config(), 64);
+        let nats = model.loss(&ids[..64], &ids[1..], &mut seq).unwrap() / 64.0;
+        let uniform = (preset.config().vocab_size as f64).ln();
+        assert!((nats - uniform).abs() < 0.15, "{nats} {uniform}");
+        let share = model.zero_share();
+        assert!((share - 0.31).abs() < 0.005, "{share}");
+    }
+}
+
+#[test]
+fn a_batch_equals_its_rows_one_by_one() {
+    for (name, config) in variants() {
+        let (mut whole, mut parts) = (model::<f32>(config, true), model::<f32>(config, true));
+        let batch = batch(8, 10, 2);
+        let sum = gradient(&mut whole, &batch, 0.125);
+        let by_row: f64 = batch
+            .chunks(1)
+            .map(|row| gradient(&mut parts, row, 0.125))
+            .sum();
+        assert!((sum - by_row).abs() < 1e-9, "{name}");
+        for (a, b) in whole.params().iter().zip(parts.params()) {
+            let (a, b) = (flat(&a.grad), flat(&b.grad));
+            let largest = a.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+            let apart = apart.fold(0.0, f32::max);
+            assert!(apart <= 1e-5 * largest, "{name}: {apart} of {largest}");
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    for (name, config) in variants() {
+        let batch = batch(5, 16, 6);
+        let run = |threads: usize| {
+            let mut model = model::<f32>(config, true);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let sum = pool.unwrap().install(|| gradient(&mut model, &batch, 0.2));
+            let grads = model.params().into_iter().map(|p| p.grad.clone());
+            (sum.to_bits(), grads.collect::<Vec<_>>())
+        };
+        let one = run(1);
+        assert!(one == run(2) && one == run(3), "{name}");
+    }
+}
+
+/// The straight-through gradient of the whole network points downhill in the quantised loss.
+#[test]
+fn a_step_against_the_gradient_lowers_the_quantised_loss() {
+    for (name, config) in variants() {
+        let mut model = Model::<f32>::new(config, true);
+        model.init(9);
+        let batch = batch(4, 12, 1);
+        let before = gradient(&mut model, &batch, 1.0 / 48.0);
+        for param in model.params_mut() {
+            let grad = param.grad.clone();
+            for (w, g) in flat_mut(&mut param.value).iter_mut().zip(flat(&grad)) {
+                *w -= 0.01 * g;
+            }
+        }
+        model.refresh();
+        assert!(loss(&model, &batch) < before, "{name}");
+    }
+}
+
+#[test]
+fn an_infinite_weight_is_reported_by_block() {
+    let mut model = model::<f32>(small(LATENT), true);
+    flat_mut(&mut model.params_mut()[0].value)[3] = f32::INFINITY;
+    let mut seq = Sequence::to_evaluate(model.config(), 4);
+    let error = model.forward(&[0, 1, 2, 0], &mut seq).unwrap_err();
+    assert!(error.to_string().contains("block 0"), "{error}");
+}

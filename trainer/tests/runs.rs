@@ -1,0 +1,255 @@
+//! Whole runs through the library: determinism, resuming, overfitting, failed saves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use bitnet_formats::Preset;
+use bitnet_trainer::checkpoint::RunFolder;
+use bitnet_trainer::data::{EncodedText, TokenDataset};
+use bitnet_trainer::error::{Error, Result};
+use bitnet_trainer::eval::evaluate;
+use bitnet_trainer::fit::{FitOptions, Outcome, Start, fit};
+use bitnet_trainer::keys;
+use bitnet_trainer::param::Param;
+use bitnet_trainer::progress::Progress;
+use bitnet_trainer::settings::Settings;
+use bitnet_trainer::tokenizer::TokenizerKind;
+use bitnet_trainer::trainer::Trainer;
+
+const TEXT: &str = "It is a truth universally acknowledged, that a single man in possession of a \
+                    good fortune, must be in want of a wife. However little known the feelings. ";
+
+struct Place {
+    folder: tempfile::TempDir,
+    data: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("text.txt");
+        fs::write(&data, TEXT.repeat(20)).unwrap();
+        Self { folder, data }
+    }
+
+    fn out(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn fit(
+        &self,
+        name: &str,
+        start: Start,
+        threads: usize,
+        stop_at: Option<u64>,
+    ) -> Result<Outcome> {
+        let options = FitOptions {
+            data: vec![self.data.clone()],
+            out: self.out(name),
+            start,
+            threads,
+            stop_at,
+        };
+        fit(&options, &AtomicBool::new(false), &mut Progress::silent())
+    }
+}
+
+fn settings(sets: &[&str]) -> Settings {
+    let mut settings = Settings::preset(Preset::Nano);
+    let small = [
+        "model.hidden_size=32",
+        "model.intermediate_size=48",
+        "model.n_layers=2",
+        "train.steps=10",
+        "train.batch=4",
+        "train.context=24",
+        "train.sample_tokens=4",
+    ];
+    for assignment in small.iter().chain(sets) {
+        keys::apply(&mut settings, assignment).unwrap();
+    }
+    settings
+}
+
+fn fresh(sets: &[&str]) -> Start {
+    Start::Fresh {
+        settings: Box::new(settings(sets)),
+        tokenizer: TokenizerKind::Bpe(270),
+        overwrite: false,
+    }
+}
+
+fn files(folder: &Path) -> Vec<Vec<u8>> {
+    let names = [
+        "model.safetensors",
+        "state.safetensors",
+        "config.json",
+        "tokenizer.json",
+    ];
+    names
+        .map(|name| fs::read(folder.join(name)).unwrap())
+        .into()
+}
+
+#[test]
+fn any_number_of_threads_writes_the_same_bytes() {
+    for sets in [
+        &[][..],
+        &["model.attention=grouped", "train.accumulation=2"],
+    ] {
+        let place = Place::new();
+        for threads in 1..=3 {
+            let name = threads.to_string();
+            place.fit(&name, fresh(sets), threads, None).unwrap();
+        }
+        let one = files(&place.out("1"));
+        assert!(one == files(&place.out("2")) && one == files(&place.out("3")));
+    }
+}
+
+#[test]
+fn resuming_writes_the_bytes_of_an_uninterrupted_run() {
+    let place = Place::new();
+    place.fit("whole", fresh(&[]), 2, None).unwrap();
+    let stopped = place.fit("halves", fresh(&[]), 1, Some(5)).unwrap();
+    assert_eq!(stopped, Outcome::Stopped { step: 5 });
+    assert_ne!(files(&place.out("halves")), files(&place.out("whole")));
+    let finished = place.fit("halves", Start::Resume, 2, None).unwrap();
+    assert!(matches!(finished, Outcome::Finished(Some(_))));
+    assert!(files(&place.out("halves")) == files(&place.out("whole")));
+    let steps = |name: &str| {
+        let text = fs::read_to_string(place.out(name).join("metrics.jsonl")).unwrap();
+        let step = |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].clone();
+        text.lines().map(step).collect::<Vec<_>>()
+    };
+    assert_eq!(steps("halves"), steps("whole"));
+    assert_eq!(steps("whole").len(), 10);
+}
+
+#[test]
+fn seeds_matter() {
+    let place = Place::new();
+    place.fit("1", fresh(&["train.steps=2"]), 1, None).unwrap();
+    place
+        .fit("2", fresh(&["train.steps=2", "train.seed=2"]), 1, None)
+        .unwrap();
+    assert_ne!(files(&place.out("1"))[0], files(&place.out("2"))[0]);
+}
+
+/// A checkpoint gives the loss that training reported, through its files alone.
+#[test]
+fn a_checkpoint_evaluates_as_training_did() {
+    for sets in [
+        &[][..],
+        &["model.attention=grouped", "model.tie_embeddings=false"],
+    ] {
+        let place = Place::new();
+        let outcome = place.fit("run", fresh(sets), 2, None).unwrap();
+        let Outcome::Finished(Some(reported)) = outcome else {
+            panic!("{outcome:?}");
+        };
+        let (model, tokenizer) = RunFolder::new(place.out("run")).load_model().unwrap();
+        let text = TEXT.repeat(20);
+        let (_, validation) = bitnet_trainer::data::split(&text, 0.1);
+        let text = EncodedText::new(&tokenizer, validation).unwrap();
+        assert_eq!(evaluate(&model, &text, 24).unwrap(), reported);
+    }
+}
+
+/// One batch, learned by heart. The quantised network can, so forward and backward fit together.
+#[test]
+fn one_batch_can_be_learned_by_heart() {
+    for attention in ["latent", "grouped"] {
+        let attention = format!("model.attention={attention}");
+        let sets = [
+            "model.hidden_size=64",
+            "model.intermediate_size=128",
+            "train.steps=200",
+            "train.batch=2",
+            "train.context=32",
+            "train.lr=5e-3",
+            "train.schedule=linear",
+            &attention,
+        ];
+        let mut settings = settings(&sets);
+        settings.model.vocab_size = 256;
+        let ids: Vec<u32> = TEXT.bytes().map(u32::from).collect();
+        // With exactly one window, every batch is the same.
+        let part = |n: usize| EncodedText {
+            ids: ids[..n].to_vec(),
+            bytes: n,
+        };
+        let data = TokenDataset {
+            train: part(33),
+            validation: part(33),
+        };
+        let mut trainer = Trainer::new(settings);
+        let mut last = f64::INFINITY;
+        for _ in 0..200 {
+            last = trainer.take_step(&data, Path::new("out")).unwrap().loss;
+        }
+        assert!(last < 0.1, "{attention}: {last}");
+    }
+}
+
+#[test]
+fn a_learning_rate_beyond_reason_stops_with_the_checkpoint_kept() {
+    let place = Place::new();
+    let wild = fresh(&["train.lr=1e30", "train.clip=1e30", "train.warmup=0"]);
+    let error = place.fit("run", wild, 1, None).unwrap_err();
+    let message = error.to_string();
+    assert!(matches!(error, Error::NonFinite { .. }), "{message}");
+    assert!(
+        message.contains("last good checkpoint is kept"),
+        "{message}"
+    );
+    let (state, model, _) = RunFolder::new(place.out("run")).load_state().unwrap();
+    let finite = |p: &&Param<f32>| p.value.iter().all(|w| w.is_finite());
+    assert!(state.step < 10 && model.params().iter().all(finite));
+}
+
+/// The state cannot be written half-way: the checkpoint that was there stays, both files of it.
+#[test]
+fn a_failed_save_keeps_the_earlier_checkpoint() {
+    let place = Place::new();
+    place.fit("run", fresh(&[]), 1, Some(3)).unwrap();
+    let before = files(&place.out("run"));
+    // A folder where the temporary file would go.
+    fs::create_dir(place.out("run").join("state.safetensors.tmp")).unwrap();
+    let error = place.fit("run", Start::Resume, 1, None).unwrap_err();
+    let message = error.to_string();
+    assert!(
+        message.contains("state.safetensors: cannot write"),
+        "{message}"
+    );
+    assert!(files(&place.out("run")) == before);
+    fs::remove_dir(place.out("run").join("state.safetensors.tmp")).unwrap();
+    place.fit("run", Start::Resume, 1, None).unwrap();
+}
+
+/// A machine that stopped between the two files of a save: resuming writes the model again.
+#[test]
+fn resuming_completes_an_interrupted_save() {
+    let place = Place::new();
+    place.fit("run", fresh(&[]), 1, Some(2)).unwrap();
+    let old_model = fs::read(place.out("run").join("model.safetensors")).unwrap();
+    place.fit("run", Start::Resume, 1, None).unwrap();
+    let done = files(&place.out("run"));
+    fs::write(place.out("run").join("model.safetensors"), old_model).unwrap();
+    let outcome = place.fit("run", Start::Resume, 1, None).unwrap();
+    assert_eq!(outcome, Outcome::Finished(None));
+    assert!(files(&place.out("run")) == done);
+}
+
+#[test]
+fn another_text_cannot_resume_a_run() {
+    let place = Place::new();
+    place.fit("run", fresh(&[]), 1, Some(1)).unwrap();
+    fs::write(&place.data, TEXT.repeat(21)).unwrap();
+    let error = place.fit("run", Start::Resume, 1, None).unwrap_err();
+    assert!(
+        error.to_string().contains("the text is not the one"),
+        "{error}"
+    );
+}
