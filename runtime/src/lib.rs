@@ -31,6 +31,7 @@ mod buffers;
 mod error;
 mod forward;
 mod hash;
+#[allow(unsafe_code, reason = "instruction sets")]
 pub mod kernels;
 mod layers;
 pub mod math;

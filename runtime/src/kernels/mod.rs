@@ -2,11 +2,28 @@
 //!
 //! `scalar` is the definition. Every other set must equal it bit for bit; `tests` runs them all
 //! over the same cases. Lengths are checked here, once.
+//!
+//! A set other than the first two is a module with one function `kernels() -> Option<Kernels>`,
+//! which gives the table where the machine has the instructions and nothing elsewhere: a function
+//! of a set cannot be reached but through its table. With `std` the machine is asked; without, the
+//! features the crate was compiled for decide.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512vbmi;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
+#[deny(unsafe_code)]
 mod portable;
+#[deny(unsafe_code)]
 mod scalar;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use core::ops::Range;
 
@@ -20,11 +37,26 @@ pub enum Isa {
     Scalar,
     /// Plain Rust arranged so that the compiler vectorises it for any target.
     Portable,
+    /// x86-64 with AVX2.
+    Avx2,
+    /// x86-64 with AVX2 and its VNNI.
+    AvxVnni,
+    /// x86-64 with AVX-512 BW and VNNI.
+    Avx512Vnni,
+    /// x86-64 with AVX-512 BW, VNNI and VBMI.
+    Avx512Vbmi,
 }
 
 impl Isa {
     /// Every set, slowest first.
-    pub const ALL: [Self; 2] = [Self::Scalar, Self::Portable];
+    pub const ALL: [Self; 6] = [
+        Self::Scalar,
+        Self::Portable,
+        Self::Avx2,
+        Self::AvxVnni,
+        Self::Avx512Vnni,
+        Self::Avx512Vbmi,
+    ];
 
     /// The name users type.
     #[must_use]
@@ -32,6 +64,10 @@ impl Isa {
         match self {
             Self::Scalar => "scalar",
             Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
+            Self::Avx512Vnni => "avx512vnni",
+            Self::Avx512Vbmi => "avx512vbmi",
         }
     }
 }
@@ -105,12 +141,15 @@ pub enum HeadInput<'a> {
 }
 
 /// The functions of one instruction set. Having one is proof that the machine can run it.
+///
+/// The functions are safe but for that proof; they rely on the lengths that the methods check only
+/// to be right, not to be safe.
 #[derive(Clone, Copy)]
 pub struct Kernels {
     isa: Isa,
-    ternary_gemm: fn(&TernaryGemm<'_>, out: &mut [f32]),
-    ternary_f32: fn(&TernaryView<'_>, Range<usize>, x: &[f32], out: &mut [f32]),
-    head: fn(&MatrixView<'_>, Range<usize>, HeadInput<'_>, out: &mut [f32]),
+    ternary_gemm: unsafe fn(&TernaryGemm<'_>, out: &mut [f32]),
+    ternary_f32: unsafe fn(&TernaryView<'_>, Range<usize>, x: &[f32], out: &mut [f32]),
+    head: unsafe fn(&MatrixView<'_>, Range<usize>, HeadInput<'_>, out: &mut [f32]),
 }
 
 impl core::fmt::Debug for Kernels {
@@ -122,8 +161,9 @@ impl core::fmt::Debug for Kernels {
 impl Kernels {
     /// The fastest set this machine can run.
     #[must_use]
-    pub const fn detect() -> Self {
-        portable::KERNELS
+    pub fn detect() -> Self {
+        let fastest = Isa::ALL.into_iter().rev().find_map(Self::for_isa);
+        fastest.unwrap_or(portable::KERNELS)
     }
 
     /// The definition.
@@ -134,10 +174,20 @@ impl Kernels {
 
     /// A named set, where this machine can run it.
     #[must_use]
-    pub const fn for_isa(isa: Isa) -> Option<Self> {
+    pub fn for_isa(isa: Isa) -> Option<Self> {
         match isa {
             Isa::Scalar => Some(scalar::KERNELS),
             Isa::Portable => Some(portable::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => avxvnni::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => avx512vnni::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vbmi => avx512vbmi::kernels(),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => None,
         }
     }
 
@@ -164,7 +214,8 @@ impl Kernels {
         assert!(job.groups.end <= job.weights.n_groups());
         assert_eq!(job.factors.len(), n_tokens);
         assert_eq!(out.len(), n_tokens * job.weights.rows);
-        (self.ternary_gemm)(job, out);
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.ternary_gemm)(job, out) };
     }
 
     /// Ternary rows times an f32 vector: `out[r] = sum over ascending k of t[r][k] * x[k]`, without
@@ -183,7 +234,8 @@ impl Kernels {
         assert_eq!(x.len(), weights.cols);
         assert!(groups.end * 16 <= weights.rows);
         assert_eq!(out.len(), groups.len() * 16);
-        (self.ternary_f32)(weights, groups, x, out);
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.ternary_f32)(weights, groups, x, out) };
     }
 
     /// Dense rows times a hidden state: the logits of `rows`, into `out`.
@@ -205,6 +257,7 @@ impl Kernels {
         };
         assert!(fits && len == matrix.cols);
         assert!(rows.end <= matrix.rows && out.len() == rows.len());
-        (self.head)(matrix, rows, input, out);
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.head)(matrix, rows, input, out) };
     }
 }

@@ -31,8 +31,8 @@ pub(super) const KERNELS: Kernels = Kernels {
 const TILE: usize = 4;
 /// Lines a lane can take: 50 * 5 * 128 < 2^15.
 const FLUSH_LINES: usize = 50;
-/// Columns of an int8 row whose products fit an i32: 512 * 127 * 32639 < 2^31.
-const I8_BLOCK: usize = 512;
+/// Columns of an int8 row whose products fit an i32, whatever the codes: 2^8 * 2^7 * 2^15 = 2^30.
+const I8_BLOCK: usize = 256;
 
 type Lanes16 = [i16; LINE_BYTES];
 type Lanes32 = [i32; LINE_BYTES];

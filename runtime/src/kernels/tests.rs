@@ -86,6 +86,35 @@ fn check_gemm(codes: &[i8], tokens: &[i8], cols: usize, store: Store) {
     }
 }
 
+/// A set that the machine has and that did not run would be a set without tests. The features are
+/// asked for here by name, apart from the tables; run with `--nocapture` to see the list.
+#[test]
+fn every_set_of_this_machine_runs() {
+    macro_rules! has {
+        ($($feature:tt)+) => {
+            if cfg!(feature = "std") {
+                $(is_x86_feature_detected!($feature))&&+
+            } else {
+                $(cfg!(target_feature = $feature))&&+
+            }
+        };
+    }
+    let mut expected = vec!["scalar", "portable"];
+    #[cfg(target_arch = "x86_64")]
+    for (name, found) in [
+        ("avx2", has!("avx2" "f16c")),
+        ("avxvnni", has!("avx2" "f16c" "avxvnni")),
+        ("avx512vnni", has!("avx512f" "avx512bw" "avx512vnni")),
+        ("avx512vbmi", has!("avx512bw" "avx512vnni" "avx512vbmi")),
+    ] {
+        expected.extend(found.then_some(name));
+    }
+    let ran: Vec<_> = Kernels::available().map(|k| k.isa().name()).collect();
+    println!("kernel sets: {}", ran.join(" "));
+    assert_eq!(ran, expected);
+    assert_eq!(Kernels::detect().isa().name(), *expected.last().unwrap());
+}
+
 const SHAPES: [(usize, usize); 12] = [
     (1, 1),
     (15, 19),
@@ -105,7 +134,7 @@ const SHAPES: [(usize, usize); 12] = [
 fn gemm_equals_the_integer_loop_on_random_codes() {
     let mut random = Random(7);
     for (rows, cols) in SHAPES {
-        for n_tokens in [1, 2, 3, 4, 5, 9] {
+        for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17] {
             let codes = random.fill(rows * cols, |r| (r % 3) as i8 - 1);
             let tokens = random.fill(n_tokens * cols, |r| r as i8);
             check_gemm(&codes, &tokens, cols, Store::Set);
@@ -130,18 +159,70 @@ fn gemm_equals_the_integer_loop_at_the_limits() {
     }
 }
 
+/// More tokens than share a decoding, and one and two more.
+#[test]
+fn gemm_equals_the_integer_loop_for_many_tokens() {
+    let mut random = Random(19);
+    for n_tokens in [63, 64, 65, 130] {
+        for (rows, cols) in [(16, 20), (50, 345)] {
+            let codes = random.fill(rows * cols, |r| (r % 3) as i8 - 1);
+            let tokens = random.fill(n_tokens * cols, |r| r as i8);
+            check_gemm(&codes, &tokens, cols, Store::Add);
+        }
+    }
+}
+
 /// The widest matrix a file may hold, all ones times -128: the largest sum there is.
 #[test]
 fn gemm_is_exact_at_the_widest_matrix() {
     let cols = bitnet_formats::config::MAX_COLS;
-    check_gemm(&vec![1; 16 * cols], &vec![-128; cols], cols, Store::Set);
-    check_gemm(&vec![-1; 16 * cols], &vec![-128; cols], cols, Store::Set);
+    for code in [-1, 0, 1] {
+        for n_tokens in [1, 2] {
+            let codes = vec![code; 16 * cols];
+            check_gemm(&codes, &vec![-128; n_tokens * cols], cols, Store::Set);
+        }
+    }
+}
+
+/// Activations beyond the columns meet zero trits only: a caller's padding cannot leak in.
+#[test]
+fn padding_does_not_count() {
+    let codes = [1, -1, 1, 0, 1, 1, -1];
+    for layout in TernaryLayout::ALL {
+        let packed = pack(layout, &codes, 7);
+        let weights = TernaryView::new(layout, (1, 7), 1.0, &packed).unwrap();
+        for kernels in Kernels::available() {
+            for n_tokens in [1, 2] {
+                let factors = &[1.0, 1.0][..n_tokens];
+                let codes = vec![100; n_tokens * CODE_PADDING];
+                let job = TernaryGemm {
+                    weights,
+                    groups: 0..1,
+                    activations: Activations::new(&codes, CODE_PADDING),
+                    factors,
+                    store: Store::Set,
+                };
+                let mut out = [0.0; 2];
+                kernels.ternary_gemm(&job, &mut out[..n_tokens]);
+                let name = kernels.isa().name();
+                assert_eq!(out[..n_tokens], [200.0; 2][..n_tokens], "{name} {layout:?}");
+            }
+        }
+    }
 }
 
 #[test]
 fn ternary_f32_adds_in_ascending_order() {
     let mut random = Random(11);
-    for (rows, cols) in [(16, 1), (32, 20), (48, 33), (16, 256)] {
+    for (rows, cols) in [
+        (16, 1),
+        (32, 20),
+        (48, 33),
+        (16, 256),
+        (64, 319),
+        (80, 321),
+        (160, 66),
+    ] {
         let codes = random.fill(rows * cols, |r| (r % 3) as i8 - 1);
         let x = random.fill(cols, |r| (r % 2_001) as f32 * 0.37 - 370.0);
         let expected: Vec<f32> = codes
@@ -166,49 +247,50 @@ fn ternary_f32_adds_in_ascending_order() {
     }
 }
 
+/// Int8 rows times `x`: exact integers, then two roundings.
+fn check_int8_head(codes: &[i8], x: &[i16]) {
+    let (rows, cols) = (codes.len() / x.len(), x.len());
+    let mut bytes = vec![0; 64 + codes.len()];
+    for r in 0..rows {
+        bytes[4 * r..4 * r + 4].copy_from_slice(&(0.5f32 + r as f32).to_le_bytes());
+    }
+    codes
+        .iter()
+        .zip(&mut bytes[64..])
+        .for_each(|(code, byte)| *byte = *code as u8);
+    let matrix = MatrixView::new(Dtype::I8Rows, (rows, cols), &bytes).unwrap();
+    let row = |(r, row): (usize, &[i8])| {
+        let terms = row
+            .iter()
+            .zip(x)
+            .map(|(w, x)| i64::from(*w) * i64::from(*x));
+        terms.sum::<i64>() as f32 * ((0.5 + r as f32) * 0.25)
+    };
+    let expected: Vec<f32> = codes.chunks(cols).enumerate().map(row).collect();
+    for kernels in Kernels::available() {
+        let mut out = vec![0.0; rows];
+        kernels.head(&matrix, 0..rows, HeadInput::I16(x, 0.25), &mut out);
+        assert_eq!(out, expected, "{:?} {cols} columns", kernels.isa());
+        kernels.head(&matrix, 1..2, HeadInput::I16(x, 0.25), &mut out[..1]);
+        assert_eq!(out[0], expected[1], "{:?} row 1 alone", kernels.isa());
+    }
+}
+
+const HEAD_COLS: [usize; 16] = [
+    1, 15, 16, 31, 63, 64, 65, 127, 511, 512, 513, 2_047, 2_112, 2_560, 4_097, 9_000,
+];
+
 #[test]
 fn int8_heads_are_exact() {
     let mut random = Random(13);
-    for cols in [1, 31, 511, 512, 513, 2_560] {
-        for limit in [false, true] {
-            let rows = 5;
-            let mut bytes = vec![0; 64 + rows * cols];
-            for r in 0..rows {
-                bytes[4 * r..4 * r + 4].copy_from_slice(&(0.5f32 + r as f32).to_le_bytes());
-            }
-            let codes = random.fill(
-                rows * cols,
-                |r| if limit { 127 } else { (r as i8).max(-127) },
-            );
-            codes
-                .iter()
-                .zip(&mut bytes[64..])
-                .for_each(|(code, byte)| *byte = *code as u8);
-            let x = random.fill(cols, |r| {
-                if limit {
-                    32_639
-                } else {
-                    (r % 65_279) as i32 as i16
-                }
-            });
-            let x: Vec<i16> = x.into_iter().map(|x| x.clamp(-32_639, 32_639)).collect();
-            let matrix = MatrixView::new(Dtype::I8Rows, (rows, cols), &bytes).unwrap();
-            let expected: Vec<f32> = codes
-                .chunks(cols)
-                .enumerate()
-                .map(|(r, row)| {
-                    let acc: i64 = row
-                        .iter()
-                        .zip(&x)
-                        .map(|(w, x)| i64::from(*w) * i64::from(*x))
-                        .sum();
-                    acc as f32 * ((0.5 + r as f32) * 0.25)
-                })
-                .collect();
-            for kernels in Kernels::available() {
-                let mut out = vec![0.0; rows];
-                kernels.head(&matrix, 0..rows, HeadInput::I16(&x, 0.25), &mut out);
-                assert_eq!(out, expected, "{:?} {cols} columns", kernels.isa());
+    for cols in HEAD_COLS {
+        let codes = random.fill(5 * cols, |r| r as i8);
+        let x = random.fill(cols, |r| r as i16);
+        check_int8_head(&codes, &x);
+        // The largest that a quantiser writes, and the largest that a type holds.
+        for code in [-128, -127, 127] {
+            for limit in [i16::MIN, -32_639, 32_639, i16::MAX] {
+                check_int8_head(&vec![code; 2 * cols], &vec![limit; cols]);
             }
         }
     }
@@ -216,22 +298,40 @@ fn int8_heads_are_exact() {
 
 #[test]
 fn float_heads_use_sixteen_lanes() {
+    use bitnet_formats::float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
     let mut random = Random(17);
-    let cols = 37;
-    let row = random.fill(cols, |r| (r % 1_000) as f32 * 0.5 - 250.0);
-    let x = random.fill(cols, |r| (r % 777) as f32 * 0.123);
-    let expected = crate::math::dot16(&row, &x);
-    let bytes: Vec<u8> = row.iter().flat_map(|w| w.to_le_bytes()).collect();
-    let halves: Vec<u8> = row
-        .iter()
-        .flat_map(|w| bitnet_formats::float::f32_to_f16(*w).to_le_bytes())
-        .collect();
-    for (dtype, bytes) in [(Dtype::F32, &bytes), (Dtype::F16, &halves)] {
-        let matrix = MatrixView::new(dtype, (1, cols), bytes).unwrap();
-        for kernels in Kernels::available() {
-            let mut out = [0.0];
-            kernels.head(&matrix, 0..1, HeadInput::F32(&x), &mut out);
-            assert_eq!(out, [expected], "{:?} {dtype:?}", kernels.isa());
+    for cols in HEAD_COLS {
+        // Magnitudes down to where f16 is subnormal, so that every conversion shows.
+        let row = random.fill(cols, |r| {
+            (r % 1_999) as f32 * 0.5f32.powi((r >> 20) as i32 % 24) - 0.01
+        });
+        let x = random.fill(cols, |r| (r % 777) as f32 * 0.123 - 40.0);
+        let bytes_of = |narrow: fn(f32) -> u16| -> Vec<u8> {
+            row.iter().flat_map(|w| narrow(*w).to_le_bytes()).collect()
+        };
+        let rounded =
+            |through: fn(f32) -> f32| -> Vec<f32> { row.iter().map(|w| through(*w)).collect() };
+        let whole: Vec<u8> = row.iter().flat_map(|w| w.to_le_bytes()).collect();
+        for (dtype, bytes, values) in [
+            (Dtype::F32, whole, row.clone()),
+            (
+                Dtype::F16,
+                bytes_of(f32_to_f16),
+                rounded(|w| f16_to_f32(f32_to_f16(w))),
+            ),
+            (
+                Dtype::BF16,
+                bytes_of(f32_to_bf16),
+                rounded(|w| bf16_to_f32(f32_to_bf16(w))),
+            ),
+        ] {
+            let expected = crate::math::dot16(&values, &x);
+            let matrix = MatrixView::new(dtype, (1, cols), &bytes).unwrap();
+            for kernels in Kernels::available() {
+                let mut out = [0.0];
+                kernels.head(&matrix, 0..1, HeadInput::F32(&x), &mut out);
+                assert_eq!(out, [expected], "{:?} {dtype:?} {cols}", kernels.isa());
+            }
         }
     }
 }
