@@ -37,8 +37,8 @@ fn main() -> ExitCode {
 /// Prints an error; the library's own already say their cause.
 fn report(error: &anyhow::Error) {
     match error.downcast_ref::<ConvertError>() {
-        Some(error) => eprintln!("bitnet-convert: {error}"),
-        None => eprintln!("bitnet-convert: {error:#}"),
+        Some(error) => eprintln!("error: {error}"),
+        None => eprintln!("error: {error:#}"),
     }
 }
 

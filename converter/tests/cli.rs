@@ -125,19 +125,17 @@ fn failures_exit_with_one_and_name_the_file() {
         stderr
     };
     let not_btn = message(&["--inspect", "model.safetensors"]);
-    let expected = "bitnet-convert: model.safetensors: this is not a .btn file";
+    let expected = "error: model.safetensors: this is not a .btn file";
     assert!(not_btn.starts_with(expected), "{not_btn}");
-    assert!(
-        message(&["--inspect", "none.btn"]).starts_with("bitnet-convert: cannot open none.btn: ")
-    );
-    assert!(message(&["none", "out.btn"]).starts_with("bitnet-convert: cannot open none: "));
+    assert!(message(&["--inspect", "none.btn"]).starts_with("error: cannot open none.btn: "));
+    assert!(message(&["none", "out.btn"]).starts_with("error: cannot open none: "));
     assert_eq!(
         message(&[".", "."]),
-        "bitnet-convert: . is a folder; name a file in it\n"
+        "error: . is a folder; name a file in it\n"
     );
     assert_eq!(
         message(&["config.json", "out.btn"]),
-        "bitnet-convert: config.json: not valid JSON: missing field `weight_map` at line 1 column 599\n"
+        "error: config.json: not valid JSON: missing field `weight_map` at line 1 column 599\n"
     );
 }
 
@@ -179,7 +177,7 @@ fn a_full_disk_leaves_nothing() {
     assert_eq!(output.status.code(), Some(1));
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(
-        message.starts_with("bitnet-convert: cannot write out.btn: "),
+        message.starts_with("error: cannot write out.btn: "),
         "{message}"
     );
     assert!(names(dir.path()).is_empty());

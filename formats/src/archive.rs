@@ -6,8 +6,8 @@ use crate::config::ModelConfig;
 use crate::dtype::{Dtype, MatrixView, VectorView, align_up};
 use crate::error::{Covered, FormatError, TensorProblem};
 use crate::header::{
-    NO_LAYER, PREAMBLE_BYTES, Preamble, SECTION_ENTRY_BYTES, SectionEntry, TENSOR_ENTRY_BYTES,
-    TensorEntry, check_crc, header_bytes,
+    MAGIC, NO_LAYER, PREAMBLE_BYTES, Preamble, SECTION_ENTRY_BYTES, SectionEntry,
+    TENSOR_ENTRY_BYTES, TensorEntry, check_crc, header_bytes,
 };
 use crate::metadata::{self, SelfTests, SpecialTokens};
 use crate::schema::{TensorClass, TensorRole, TensorSpec};
@@ -22,7 +22,7 @@ use crate::ternary::TernaryView;
 /// ```
 /// use bitnet_formats::Archive;
 /// let error = Archive::open(b"not a model").unwrap_err();
-/// assert!(error.to_string().contains("cut short"));
+/// assert!(error.to_string().contains("not a .btn file"));
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Archive<'w> {
@@ -203,9 +203,11 @@ impl<'w> Archive<'w> {
 
 fn open_preamble(bytes: &[u8]) -> Result<Preamble, FormatError> {
     let found = bytes.len() as u64;
-    let first = bytes
-        .first_chunk()
-        .ok_or(truncated(PREAMBLE_BYTES as u64, bytes))?;
+    let Some(first) = bytes.first_chunk() else {
+        let signed = bytes.starts_with(&MAGIC[..bytes.len().min(MAGIC.len())]);
+        let cut = truncated(PREAMBLE_BYTES as u64, bytes);
+        return Err(if signed { cut } else { FormatError::NotBtn });
+    };
     let preamble = Preamble::decode(first)?;
     match preamble.file_bytes {
         needed if needed > found => Err(truncated(needed, bytes)),

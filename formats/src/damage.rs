@@ -396,6 +396,16 @@ fn every_flipped_bit_and_every_cut_is_an_error() {
 }
 
 #[test]
+fn short_files_that_begin_otherwise_are_not_btn_files() {
+    assert_eq!(check(b"hello"), Err(FormatError::NotBtn));
+    let (needed, found) = (64, 3);
+    assert_eq!(
+        check(b"\x89BT"),
+        Err(FormatError::Truncated { needed, found })
+    );
+}
+
+#[test]
 fn checksums_are_named() {
     let damaged = |at: usize| {
         let mut bytes = file();

@@ -58,7 +58,7 @@ impl Programs {
 
 /// The executable of a program in Cargo's messages.
 fn find(messages: &str, name: &str) -> Option<PathBuf> {
-    let artifacts = messages.lines().filter_map(|line| {
+    let mut artifacts = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let target = &message["target"];
         let is_program = target["kind"][0] == "bin" && target["name"] == name;
@@ -66,5 +66,5 @@ fn find(messages: &str, name: &str) -> Option<PathBuf> {
         let path = message["executable"].as_str()?;
         (is_program && !is_test).then(|| PathBuf::from(path))
     });
-    artifacts.last()
+    artifacts.next_back()
 }
