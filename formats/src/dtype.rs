@@ -136,6 +136,13 @@ impl<'w> VectorView<'w> {
         f32::from_le_bytes(self.0[i])
     }
 
+    /// The elements as they are stored.
+    #[inline(always)]
+    #[must_use]
+    pub const fn as_bytes(&self) -> &'w [[u8; 4]] {
+        self.0
+    }
+
     /// The elements in order.
     #[inline]
     pub fn iter(&self) -> impl ExactSizeIterator<Item = f32> + 'w {

@@ -98,7 +98,7 @@ pub fn ternary_code(weight: f32, scale: f32) -> i8 {
 /// # Errors
 ///
 /// [`NonFinite`] if any value is infinite or NaN.
-#[inline]
+#[inline(always)]
 pub fn absmax(x: &[f32]) -> Result<f32, NonFinite> {
     let bits = x
         .iter()

@@ -1,10 +1,13 @@
 //! The lent bytes, cut into arrays.
 
-use bitnet_formats::float::{f16_to_f32, f32_to_f16};
+use core::ops::Range;
+
+use bitnet_formats::float::f32_to_f16;
 use bitnet_formats::{Attention, KvType, ModelConfig};
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use crate::error::{Buffer, RunError};
+use crate::kernels::CacheRows;
 use crate::plan::{self, ALIGNMENT, SCRATCH_REGIONS, SessionConfig};
 
 /// Checks a lent buffer and cuts it to the planned length.
@@ -142,36 +145,12 @@ impl KvRows<'_> {
         }
     }
 
-    /// Dot product of a row with a query, in sixteen lanes.
-    #[inline]
-    pub(crate) fn dot(&self, row: usize, query: &[f32]) -> f32 {
-        let n = query.len();
+    /// Some rows of `width` elements.
+    pub(crate) fn rows(&self, rows: Range<usize>, width: usize) -> CacheRows<'_> {
+        let elements = rows.start * width..rows.end * width;
         match self {
-            Self::F32(rows) => crate::math::dot16(&rows[row * n..][..n], query),
-            Self::F16(rows) => {
-                let row = &rows[row * n..][..n];
-                crate::math::sum16(n, |i| f16_to_f32(row[i]) * query[i])
-            }
-        }
-    }
-
-    /// `out += weight * row`.
-    #[inline]
-    pub(crate) fn add_to(&self, row: usize, weight: f32, out: &mut [f32]) {
-        let n = out.len();
-        match self {
-            Self::F32(rows) => {
-                let row = &rows[row * n..][..n];
-                out.iter_mut()
-                    .zip(row)
-                    .for_each(|(out, v)| *out += weight * v);
-            }
-            Self::F16(rows) => {
-                let row = &rows[row * n..][..n];
-                out.iter_mut()
-                    .zip(row)
-                    .for_each(|(out, v)| *out += weight * f16_to_f32(*v));
-            }
+            Self::F32(rows) => CacheRows::F32(&rows[elements]),
+            Self::F16(rows) => CacheRows::F16(&rows[elements]),
         }
     }
 }

@@ -12,11 +12,9 @@ use bitnet_formats::{Attention, Dtype, ModelConfig, TernaryView, VectorView};
 
 use crate::buffers::{LayerCache, Scratch};
 use crate::error::{RunError, at_layer};
-use crate::kernels::{HeadInput, Store};
+use crate::kernels::{HeadInput, Latents, Store};
 use crate::layers::bit_linear::{BitLinear, quantize_token};
-use crate::layers::feed_forward::gated;
-use crate::layers::latent_attention::{LatentHead, Latents, Work};
-use crate::layers::rms_norm::rms_norm;
+use crate::layers::latent_attention::{LatentHead, Work};
 use crate::layers::{grouped_attention, rope};
 use crate::math::sqrt;
 use crate::model::{Block, KvProjection, Model};
@@ -157,7 +155,11 @@ impl<'a> Forward<'a, '_> {
         let width = range.len();
         let (eps, layer) = (self.config.norms.eps, at_layer(self.layer));
         let normed = &mut self.scratch.normed[..width];
-        rms_norm(&self.scratch.residual[range], gain, eps, normed).map_err(layer)?;
+        let kernels = self.model.kernels();
+        let residual = &self.scratch.residual[range];
+        kernels
+            .rms_norm(residual, gain, eps, normed)
+            .map_err(layer)?;
         self.quantize(token, width)
     }
 
@@ -172,7 +174,10 @@ impl<'a> Forward<'a, '_> {
         let row = &self.scratch.wide[row];
         let normed = &mut self.scratch.normed[..width];
         match gain {
-            Some(gain) => rms_norm(row, &gain, eps, normed).map_err(at_layer(self.layer))?,
+            Some(gain) => {
+                let done = self.model.kernels().rms_norm(row, &gain, eps, normed);
+                done.map_err(at_layer(self.layer))?;
+            }
             None => normed.copy_from_slice(row),
         }
         self.quantize(token, width)
@@ -182,7 +187,8 @@ impl<'a> Forward<'a, '_> {
     fn quantize(&mut self, token: usize, width: usize) -> Result<(), RunError> {
         let stride = code_stride(self.config);
         let codes = &mut self.scratch.codes[token * stride..][..stride];
-        let scale = quantize_token(&self.scratch.normed[..width], codes);
+        let normed = &self.scratch.normed[..width];
+        let scale = quantize_token(self.model.kernels(), normed, codes);
         self.scratch.act_scales[token] = scale.map_err(at_layer(self.layer))?;
         Ok(())
     }
@@ -289,9 +295,11 @@ impl<'a> Forward<'a, '_> {
         let (rank, position, layer) = (kv_a_norm.len(), self.start + token, self.layer);
         let (latent, rope_key) = self.scratch.wide[kv].split_at_mut(rank);
         let normed = &mut self.scratch.normed[..rank];
-        rms_norm(latent, &kv_a_norm, config.norms.eps, normed).map_err(at_layer(layer))?;
+        let kernels = self.model.kernels();
+        let done = kernels.rms_norm(latent, &kv_a_norm, config.norms.eps, normed);
+        done.map_err(at_layer(layer))?;
         let codes = &mut codes[position * rank..][..rank];
-        let act_scale = quantize_token(normed, codes).map_err(at_layer(layer))?;
+        let act_scale = quantize_token(kernels, normed, codes).map_err(at_layer(layer))?;
         let convention = config.weight_scale;
         factors[position] = bitnet_formats::quant::linear_factor(convention, key.scale, act_scale);
         let angles = &self.scratch.angles[token * rope_key.len()..][..rope_key.len()];
@@ -310,11 +318,14 @@ impl<'a> Forward<'a, '_> {
         let out = &mut after[unit * config.v_head_dim()..][..config.v_head_dim()];
         let scale = 1.0 / sqrt(config.qk_head_dim() as f32);
         let scores = &mut self.scratch.scores[..n];
+        let kernels = self.model.kernels();
         match &self.cache {
             LayerCache::Grouped { keys, values } => {
                 let kv_head = head / (config.n_heads / n_kv_heads(config));
                 let rows = kv_head * self.capacity..kv_head * self.capacity + n;
-                grouped_attention::attend(query, (keys, values), rows, scale, scores, out);
+                let keys = keys.rows(rows.clone(), query.len());
+                let values = values.rows(rows, out.len());
+                grouped_attention::attend(kernels, query, (keys, values), scale, scores, out);
             }
             LayerCache::Latent {
                 codes,
@@ -334,7 +345,6 @@ impl<'a> Forward<'a, '_> {
                     q_latent: self.scratch.q_latent,
                     o_latent: self.scratch.o_latent,
                 };
-                let kernels = self.model.kernels();
                 let head = LatentHead {
                     kernels,
                     key,
@@ -363,7 +373,8 @@ impl<'a> Forward<'a, '_> {
             let (before, after) = self.scratch.wide.split_at_mut(up_span.start);
             let gate = &mut before[row(&span, token, width)];
             let up = &after[token * width..][..width];
-            gated(self.config.activation, gate, up);
+            let kernels = self.model.kernels();
+            kernels.gated(self.config.activation, gate, up);
             self.sub_norm(token, row(&span, token, width), gain)?;
         }
         Ok(())
@@ -374,7 +385,10 @@ impl<'a> Forward<'a, '_> {
         let layer = at_layer(config.n_layers);
         let residual = &self.scratch.residual[self.hidden(self.head_token)];
         let normed = &mut self.scratch.normed[..config.hidden_size];
-        rms_norm(residual, &self.model.final_norm(), config.norms.eps, normed).map_err(&layer)?;
+        let (kernels, gain) = (self.model.kernels(), self.model.final_norm());
+        kernels
+            .rms_norm(residual, &gain, config.norms.eps, normed)
+            .map_err(&layer)?;
         if self.model.head().dtype == Dtype::I8Rows {
             let scale = quantize_hidden(normed, self.scratch.hidden_codes).map_err(&layer)?;
             // The scale of the codes waits here for `head`.

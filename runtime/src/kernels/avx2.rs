@@ -7,12 +7,11 @@
 use core::arch::x86_64::*;
 use core::ops::Range;
 
-use bitnet_formats::float::{bf16_to_f32, f16_to_f32};
 use bitnet_formats::{MatrixView, TernaryLayout, TernaryView};
 
-use super::x86::{self, Dots, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
+use super::float::float_kernels;
+use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
 use super::{HeadInput, Isa, Kernels, TernaryGemm};
-use crate::math::fold_lanes;
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -21,6 +20,10 @@ pub(super) fn kernels() -> Option<Kernels> {
         ternary_gemm,
         ternary_f32,
         head,
+        float: float_kernels!(
+            #[target_feature(enable = "avx2,f16c")]
+            widen_f16
+        ),
     })
 }
 
@@ -269,16 +272,9 @@ fn add_columns<const N: usize>(panels: &[Panel<PLANES>], x: &[f32], sums: &mut [
 
 #[target_feature(enable = "avx2,f16c")]
 fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
-    let dots = Dots {
-        i8: |codes: &[u8], x: &[i16]| {
-            dot_i8(codes, x, |acc, w, x| {
-                _mm256_add_epi32(acc, _mm256_madd_epi16(w, x))
-            })
-        },
-        f16: |w: &[[u8; 2]], x: &[f32]| dot_f16(w, x),
-        bf16: |w: &[[u8; 2]], x: &[f32]| dot_bf16(w, x),
-    };
-    x86::head(matrix, rows, input, out, dots);
+    let add_pairs = |acc, w, x| _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
+    let dot = |codes: &[u8], x: &[i16]| dot_i8(codes, x, add_pairs);
+    x86::head(matrix, rows, input, out, dot, |halves| widen_f16(halves));
 }
 
 /// Columns whose products fit the 32-bit lanes: 128 pairs of at most `2^7 * 2^15` each.
@@ -317,43 +313,16 @@ pub(super) fn dot_i8(
     total
 }
 
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn dot_f16(w: &[[u8; 2]], x: &[f32]) -> f32 {
-    let widen = |w: __m128i| _mm256_cvtph_ps(w);
-    dot_halves(w, x, widen, f16_to_f32)
-}
-
-#[target_feature(enable = "avx2")]
-pub(super) fn dot_bf16(w: &[[u8; 2]], x: &[f32]) -> f32 {
-    let widen = |w| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(w)));
-    dot_halves(w, x, widen, bf16_to_f32)
-}
-
-/// The sixteen-lane dot product of a row of 16-bit floats.
+/// Sixteen f16, widened.
 #[inline]
-#[target_feature(enable = "avx2")]
-fn dot_halves(
-    w: &[[u8; 2]],
-    x: &[f32],
-    widen: impl Fn(__m128i) -> __m256,
-    widen_one: impl Fn(u16) -> f32,
-) -> f32 {
-    let (w, w_rest) = w.as_chunks::<16>();
-    let (x, x_rest) = x.as_chunks::<16>();
-    let mut acc = [_mm256_setzero_ps(); 2];
-    for (w, x) in w.iter().zip(x) {
-        prefetch_after(w);
-        let x = load_floats(x);
-        for (i, acc) in acc.iter_mut().enumerate() {
-            let w = widen(load_halves(&w.as_chunks().0[i]));
-            *acc = _mm256_add_ps(*acc, _mm256_mul_ps(w, x[i]));
-        }
-    }
-    let mut lanes = to_lanes(acc);
-    for ((lane, w), x) in lanes.iter_mut().zip(w_rest).zip(x_rest) {
-        *lane += widen_one(u16::from_le_bytes(*w)) * x;
-    }
-    fold_lanes(lanes)
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn widen_f16(halves: &[u16; 16]) -> [f32; 16] {
+    let halves = halves.as_chunks::<8>().0;
+    let widen = |half: &[u16; 8]| {
+        // SAFETY: eight u16 are 16 readable bytes, and the load asks for no alignment.
+        _mm256_cvtph_ps(unsafe { _mm_loadu_si128(half.as_ptr().cast()) })
+    };
+    to_lanes([widen(&halves[0]), widen(&halves[1])])
 }
 
 #[inline]
@@ -368,13 +337,6 @@ fn load_i8(codes: &[u8; 16]) -> __m256i {
 fn load_i16(x: &[i16; 16]) -> __m256i {
     // SAFETY: sixteen i16 are 32 readable bytes, and the load asks for no alignment.
     unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load_halves(w: &[[u8; 2]; 8]) -> __m128i {
-    // SAFETY: 16 readable bytes, and the load asks for no alignment.
-    unsafe { _mm_loadu_si128(w.as_ptr().cast()) }
 }
 
 #[inline]

@@ -7,12 +7,11 @@
 use core::arch::x86_64::*;
 use core::ops::Range;
 
-use bitnet_formats::float::{bf16_to_f32, f16_to_f32};
 use bitnet_formats::{MatrixView, TernaryLayout, TernaryView};
 
-use super::x86::{self, Dots, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
+use super::float::float_kernels;
+use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
 use super::{HeadInput, Isa, Kernels, TernaryGemm};
-use crate::math::fold_lanes;
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -21,6 +20,10 @@ pub(super) fn kernels() -> Option<Kernels> {
         ternary_gemm,
         ternary_f32,
         head,
+        float: float_kernels!(
+            #[target_feature(enable = "avx512f,avx512bw")]
+            widen_f16
+        ),
     })
 }
 
@@ -319,12 +322,8 @@ fn add_columns<const N: usize>(panels: &[Panel<PLANES>], x: &[f32], sums: &mut [
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
-    let dots = Dots {
-        i8: |codes: &[u8], x: &[i16]| dot_i8(codes, x),
-        f16: |w: &[[u8; 2]], x: &[f32]| dot_f16(w, x),
-        bf16: |w: &[[u8; 2]], x: &[f32]| dot_bf16(w, x),
-    };
-    x86::head(matrix, rows, input, out, dots);
+    let dot = |codes: &[u8], x: &[i16]| dot_i8(codes, x);
+    x86::head(matrix, rows, input, out, dot, |halves| widen_f16(halves));
 }
 
 /// Columns whose products fit the 32-bit lanes: 128 pairs of at most `2^7 * 2^15` each.
@@ -355,38 +354,14 @@ fn dot_i8(codes: &[u8], x: &[i16]) -> i64 {
     total
 }
 
-#[target_feature(enable = "avx512f")]
-fn dot_f16(w: &[[u8; 2]], x: &[f32]) -> f32 {
-    dot_halves(w, x, |w| _mm512_cvtph_ps(w), f16_to_f32)
-}
-
-#[target_feature(enable = "avx512f")]
-fn dot_bf16(w: &[[u8; 2]], x: &[f32]) -> f32 {
-    let widen = |w| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(w)));
-    dot_halves(w, x, widen, bf16_to_f32)
-}
-
-/// The sixteen-lane dot product of a row of 16-bit floats: one register is the sixteen lanes.
+/// Sixteen f16, widened.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn dot_halves(
-    w: &[[u8; 2]],
-    x: &[f32],
-    widen: impl Fn(__m256i) -> __m512,
-    widen_one: impl Fn(u16) -> f32,
-) -> f32 {
-    let (w, w_rest) = w.as_chunks::<16>();
-    let (x, x_rest) = x.as_chunks::<16>();
-    let mut acc = _mm512_setzero_ps();
-    for (w, x) in w.iter().zip(x) {
-        prefetch_after(w);
-        acc = _mm512_add_ps(acc, _mm512_mul_ps(widen(load_halves(w)), load_floats(x)));
-    }
-    let mut lanes = to_lanes(acc);
-    for ((lane, w), x) in lanes.iter_mut().zip(w_rest).zip(x_rest) {
-        *lane += widen_one(u16::from_le_bytes(*w)) * x;
-    }
-    fold_lanes(lanes)
+fn widen_f16(halves: &[u16; 16]) -> [f32; 16] {
+    // SAFETY: sixteen u16 are 32 readable bytes, and the load asks for no alignment.
+    to_lanes(_mm512_cvtph_ps(unsafe {
+        _mm256_loadu_si256(halves.as_ptr().cast())
+    }))
 }
 
 #[inline]
@@ -401,13 +376,6 @@ fn load_i8(codes: &[u8; 32]) -> __m512i {
 fn load_i16(x: &[i16; 32]) -> __m512i {
     // SAFETY: 32 i16 are 64 readable bytes, and the load asks for no alignment.
     unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_halves(w: &[[u8; 2]; 16]) -> __m256i {
-    // SAFETY: 32 readable bytes, and the load asks for no alignment.
-    unsafe { _mm256_loadu_si256(w.as_ptr().cast()) }
 }
 
 #[inline]

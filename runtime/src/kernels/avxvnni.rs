@@ -8,7 +8,7 @@ use core::ops::Range;
 use bitnet_formats::{MatrixView, TernaryLayout};
 
 use super::avx2::{self, Halves, add_to, broadcast, load, next_fraction, zero};
-use super::x86::{self, Dots, Line, Panel, Sums, Tile, prefetch_after, with_count};
+use super::x86::{self, Line, Panel, Sums, Tile, prefetch_after, with_count};
 use super::{HeadInput, Isa, Kernels, TernaryGemm};
 
 /// The set, where the machine has it.
@@ -131,12 +131,9 @@ fn multiply<const N: usize>(panel: &Panel<PLANES>, tile: &Tile<'_>, acc: &mut [[
 
 #[target_feature(enable = "avx2,f16c,avxvnni")]
 fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
-    let dots = Dots {
-        i8: |codes: &[u8], x: &[i16]| {
-            avx2::dot_i8(codes, x, |acc, w, x| _mm256_dpwssd_avx_epi32(acc, w, x))
-        },
-        f16: |w: &[[u8; 2]], x: &[f32]| avx2::dot_f16(w, x),
-        bf16: |w: &[[u8; 2]], x: &[f32]| avx2::dot_bf16(w, x),
-    };
-    x86::head(matrix, rows, input, out, dots);
+    let add_pairs = |acc, w, x| _mm256_dpwssd_avx_epi32(acc, w, x);
+    let dot = |codes: &[u8], x: &[i16]| avx2::dot_i8(codes, x, add_pairs);
+    x86::head(matrix, rows, input, out, dot, |halves| {
+        avx2::widen_f16(halves)
+    });
 }

@@ -17,6 +17,8 @@ mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 #[deny(unsafe_code)]
+mod float;
+#[deny(unsafe_code)]
 mod portable;
 #[deny(unsafe_code)]
 mod scalar;
@@ -27,7 +29,8 @@ mod x86;
 
 use core::ops::Range;
 
-use bitnet_formats::{MatrixView, TernaryView};
+use bitnet_formats::quant::NonFinite;
+use bitnet_formats::{Activation, MatrixView, TernaryView, VectorView};
 
 /// A set of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +143,26 @@ pub enum HeadInput<'a> {
     I16(&'a [i16], f32),
 }
 
+/// Keys or values of one head at successive positions, `[n, head_dim]`.
+#[derive(Clone, Copy, Debug)]
+pub enum CacheRows<'a> {
+    /// As they are.
+    F32(&'a [f32]),
+    /// Bits of f16.
+    F16(&'a [u16]),
+}
+
+/// What latent attention caches of `n` positions.
+#[derive(Clone, Copy, Debug)]
+pub struct Latents<'a> {
+    /// Codes of the normed latent, `[n, kv_lora_rank]`.
+    pub codes: &'a [i8],
+    /// What takes their products to keys and values, `[n]`.
+    pub factors: &'a [f32],
+    /// Rotated keys shared by the heads, `[n, qk_rope_head_dim]`.
+    pub rope_keys: &'a [f32],
+}
+
 /// The functions of one instruction set. Having one is proof that the machine can run it.
 ///
 /// The functions are safe but for that proof; they rely on the lengths that the methods check only
@@ -150,6 +173,7 @@ pub struct Kernels {
     ternary_gemm: unsafe fn(&TernaryGemm<'_>, out: &mut [f32]),
     ternary_f32: unsafe fn(&TernaryView<'_>, Range<usize>, x: &[f32], out: &mut [f32]),
     head: unsafe fn(&MatrixView<'_>, Range<usize>, HeadInput<'_>, out: &mut [f32]),
+    float: float::FloatKernels,
 }
 
 impl core::fmt::Debug for Kernels {
@@ -259,5 +283,122 @@ impl Kernels {
         assert!(rows.end <= matrix.rows && out.len() == rows.len());
         // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
         unsafe { (self.head)(matrix, rows, input, out) };
+    }
+
+    /// RmsNorm: `out = (x * r) * gain`, `r = 1 / sqrt(mean(x^2) + eps)`.
+    ///
+    /// # Errors
+    ///
+    /// The sum of squares is not finite.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    pub fn rms_norm(
+        &self,
+        x: &[f32],
+        gain: &VectorView<'_>,
+        eps: f32,
+        out: &mut [f32],
+    ) -> Result<(), NonFinite> {
+        assert!(x.len() == gain.len() && x.len() == out.len());
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.float.rms_norm)(x, gain, eps, out) }
+    }
+
+    /// Quantises one token to int8: [`bitnet_formats::quant::quantize_activations`].
+    ///
+    /// # Errors
+    ///
+    /// A value is not finite.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    pub fn quantize(&self, x: &[f32], codes: &mut [i8]) -> Result<f32, NonFinite> {
+        assert_eq!(x.len(), codes.len());
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.float.quantize)(x, codes) }
+    }
+
+    /// Replaces scores by probabilities.
+    pub fn softmax(&self, scores: &mut [f32]) {
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.float.softmax)(scores) };
+    }
+
+    /// `gate = activation(gate) * up`.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    pub fn gated(&self, activation: Activation, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.float.gated)(activation, gate, up) };
+    }
+
+    /// `scores[j] = (keys[j] . query) * scale`, in sixteen lanes.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one key for each score.
+    pub fn scores(&self, query: &[f32], keys: CacheRows<'_>, scale: f32, scores: &mut [f32]) {
+        assert_eq!(keys.len(), scores.len() * query.len());
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.float.scores)(query, keys, scale, scores) };
+    }
+
+    /// `out = sum_j weights[j] * values[j]`, ascending.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one value for each weight.
+    pub fn mix(&self, values: CacheRows<'_>, weights: &[f32], out: &mut [f32]) {
+        assert_eq!(values.len(), weights.len() * out.len());
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.float.mix)(values, weights, out) };
+    }
+
+    /// `scores[j] = scale * (f_j * (q_latent . c_j) + q_rope . k_j)`; the query is
+    /// `[q_latent, q_rope]`.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one position for each score.
+    pub fn latent_scores(
+        &self,
+        query: [&[f32]; 2],
+        latents: &Latents<'_>,
+        scale: f32,
+        scores: &mut [f32],
+    ) {
+        let n = scores.len();
+        assert_eq!(latents.codes.len(), n * query[0].len());
+        assert_eq!(latents.rope_keys.len(), n * query[1].len());
+        assert_eq!(latents.factors.len(), n);
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.float.latent_scores)(query, latents, scale, scores) };
+    }
+
+    /// `out = sum_j (weights[j] * f_j) * c_j`, ascending.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one position for each weight.
+    pub fn latent_mix(&self, latents: &Latents<'_>, weights: &[f32], out: &mut [f32]) {
+        assert_eq!(latents.codes.len(), weights.len() * out.len());
+        assert_eq!(latents.factors.len(), weights.len());
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.float.latent_mix)(latents, weights, out) };
+    }
+}
+
+impl CacheRows<'_> {
+    const fn len(&self) -> usize {
+        match self {
+            Self::F32(rows) => rows.len(),
+            Self::F16(rows) => rows.len(),
+        }
     }
 }

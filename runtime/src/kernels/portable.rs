@@ -14,10 +14,12 @@
 
 use core::ops::Range;
 
+use bitnet_formats::float::f16_to_f32;
 use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES, TernaryLayout};
 use bitnet_formats::{MatrixView, Row};
 
-use super::scalar::{dense_dot, i8_logit, store, ternary_f32};
+use super::float::{dense_dot, float_kernels};
+use super::scalar::{i8_logit, store, ternary_f32};
 use super::{Activations, HeadInput, Isa, Kernels, TernaryGemm};
 
 pub(super) const KERNELS: Kernels = Kernels {
@@ -25,7 +27,12 @@ pub(super) const KERNELS: Kernels = Kernels {
     ternary_gemm,
     ternary_f32,
     head,
+    float: float_kernels!(widen_f16),
 };
+
+fn widen_f16(halves: &[u16; 16]) -> [f32; 16] {
+    halves.map(f16_to_f32)
+}
 
 /// Tokens that share one decoding.
 const TILE: usize = 4;
@@ -140,7 +147,7 @@ fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: 
                     inverse,
                 )
             }
-            (row, HeadInput::F32(x)) => dense_dot(row, x),
+            (row, HeadInput::F32(x)) => dense_dot(row, x, widen_f16, |_| ()),
             _ => unreachable!("checked by Kernels::head"),
         };
     }

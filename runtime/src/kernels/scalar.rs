@@ -3,17 +3,29 @@
 use core::ops::Range;
 
 use bitnet_formats::float::{bf16_to_f32, f16_to_f32};
+use bitnet_formats::quant::{NonFinite, quantize_activations};
 use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES, LineCodes};
-use bitnet_formats::{MatrixView, Row, TernaryView};
+use bitnet_formats::{Activation, MatrixView, Row, TernaryView, VectorView};
 
-use super::{HeadInput, Isa, Kernels, Store, TernaryGemm};
-use crate::math::sum16;
+use super::float::FloatKernels;
+use super::{CacheRows, HeadInput, Isa, Kernels, Latents, Store, TernaryGemm};
+use crate::math::{dot16, exp, silu, sqrt, squared_relu, sum16};
 
 pub(super) const KERNELS: Kernels = Kernels {
     isa: Isa::Scalar,
     ternary_gemm,
     ternary_f32,
     head,
+    float: FloatKernels {
+        rms_norm,
+        quantize: quantize_activations,
+        softmax,
+        gated,
+        scores,
+        mix,
+        latent_scores,
+        latent_mix,
+    },
 };
 
 fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut [f32]) {
@@ -111,11 +123,95 @@ pub(super) fn i8_logit(acc: i64, scale: f32, inverse: f32) -> f32 {
 
 /// The sixteen-lane dot product of a float row.
 #[inline(always)]
-pub(super) fn dense_dot(row: Row<'_>, x: &[f32]) -> f32 {
+fn dense_dot(row: Row<'_>, x: &[f32]) -> f32 {
     match row {
         Row::F32(w) => sum16(x.len(), |i| w.get(i) * x[i]),
         Row::F16(w) => sum16(x.len(), |i| f16_to_f32(u16::from_le_bytes(w[i])) * x[i]),
         Row::BF16(w) => sum16(x.len(), |i| bf16_to_f32(u16::from_le_bytes(w[i])) * x[i]),
         Row::I8(..) => unreachable!("int8 rows take an int16 input"),
+    }
+}
+
+/// RmsNorm (arXiv 1910.07467).
+fn rms_norm(x: &[f32], gain: &VectorView<'_>, eps: f32, out: &mut [f32]) -> Result<(), NonFinite> {
+    let squares = sum16(x.len(), |i| x[i] * x[i]);
+    if !squares.is_finite() {
+        return Err(NonFinite);
+    }
+    let r = 1.0 / sqrt(squares / x.len() as f32 + eps);
+    for ((out, x), gain) in out.iter_mut().zip(x).zip(gain.iter()) {
+        *out = (x * r) * gain;
+    }
+    Ok(())
+}
+
+/// Exact maximum, `exp(s - max)`, sum by position mod 16, then one multiplication by the
+/// reciprocal of the sum.
+fn softmax(scores: &mut [f32]) {
+    let max = scores
+        .iter()
+        .fold(f32::NEG_INFINITY, |max, s| if *s > max { *s } else { max });
+    scores.iter_mut().for_each(|s| *s = exp(*s - max));
+    let inverse = 1.0 / sum16(scores.len(), |i| scores[i]);
+    scores.iter_mut().for_each(|s| *s *= inverse);
+}
+
+fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        *g = u * match activation {
+            Activation::SquaredRelu => squared_relu(*g),
+            Activation::Silu => silu(*g),
+        };
+    }
+}
+
+fn scores(query: &[f32], keys: CacheRows<'_>, scale: f32, scores: &mut [f32]) {
+    let n = query.len();
+    for (j, score) in scores.iter_mut().enumerate() {
+        *score = scale
+            * match keys {
+                CacheRows::F32(keys) => dot16(&keys[j * n..][..n], query),
+                CacheRows::F16(keys) => sum16(n, |i| f16_to_f32(keys[j * n + i]) * query[i]),
+            };
+    }
+}
+
+fn mix(values: CacheRows<'_>, weights: &[f32], out: &mut [f32]) {
+    let n = out.len();
+    out.fill(0.0);
+    for (j, weight) in weights.iter().enumerate() {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out += weight
+                * match values {
+                    CacheRows::F32(values) => values[j * n + i],
+                    CacheRows::F16(values) => f16_to_f32(values[j * n + i]),
+                };
+        }
+    }
+}
+
+fn latent_scores(
+    [q_latent, q_rope]: [&[f32]; 2],
+    latents: &Latents<'_>,
+    scale: f32,
+    scores: &mut [f32],
+) {
+    let (rank, rope) = (q_latent.len(), q_rope.len());
+    for (j, score) in scores.iter_mut().enumerate() {
+        let codes = &latents.codes[j * rank..][..rank];
+        let content = sum16(rank, |l| q_latent[l] * f32::from(codes[l]));
+        let key = &latents.rope_keys[j * rope..][..rope];
+        *score = scale * (latents.factors[j] * content + dot16(q_rope, key));
+    }
+}
+
+fn latent_mix(latents: &Latents<'_>, weights: &[f32], out: &mut [f32]) {
+    let rank = out.len();
+    out.fill(0.0);
+    for (j, p) in weights.iter().enumerate() {
+        let weight = p * latents.factors[j];
+        for (l, out) in out.iter_mut().enumerate() {
+            *out += weight * f32::from(latents.codes[j * rank + l]);
+        }
     }
 }

@@ -335,3 +335,147 @@ fn float_heads_use_sixteen_lanes() {
         }
     }
 }
+
+const FLOAT_LENGTHS: [usize; 14] = [1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 100, 128, 256, 1_537];
+
+/// Runs an operation with every set and compares the bits it leaves in `out` with scalar's.
+fn check_bits(n: usize, what: &str, out: &[f32], run: impl Fn(&Kernels, &mut [f32])) {
+    let bits = |kernels: &Kernels| {
+        let mut out = out.to_vec();
+        run(kernels, &mut out);
+        out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+    };
+    let expected = bits(&Kernels::scalar());
+    for kernels in Kernels::available() {
+        assert_eq!(
+            bits(&kernels),
+            expected,
+            "{:?} {what} of {n}",
+            kernels.isa()
+        );
+    }
+}
+
+/// Both signs, nine binary orders of magnitude, and exact zeros of both signs.
+fn floats(random: &mut Random, n: usize) -> Vec<f32> {
+    random.fill(n, |r| {
+        let sign = if r & 1 == 0 { 1.0 } else { -1.0 };
+        let size = 0.5f32.powi((r >> 1) as i32 % 9);
+        sign * size * ((r >> 8) % 4_093) as f32 * 0.01 * f32::from(u8::from(r % 11 != 0))
+    })
+}
+
+#[test]
+fn norms_activations_and_softmax_equal_scalar() {
+    let mut random = Random(23);
+    for n in FLOAT_LENGTHS {
+        let (x, y) = (floats(&mut random, n), floats(&mut random, n));
+        let gain: Vec<u8> = y.iter().flat_map(|g| g.to_le_bytes()).collect();
+        let gain = VectorView::new(&gain);
+        check_bits(n, "rms_norm", &x, |k, out| {
+            k.rms_norm(&x, &gain, 1e-5, out).unwrap();
+        });
+        check_bits(n, "softmax", &x, |k, out| k.softmax(out));
+        let spread: Vec<f32> = x.iter().map(|x| x * 9.0).collect();
+        check_bits(n, "softmax with underflow", &spread, |k, out| {
+            k.softmax(out)
+        });
+        for activation in [Activation::SquaredRelu, Activation::Silu] {
+            check_bits(n, "gated", &x, |k, out| k.gated(activation, out, &y));
+        }
+    }
+}
+
+#[test]
+fn activations_are_quantised_as_formats_defines() {
+    let mut random = Random(29);
+    for n in FLOAT_LENGTHS {
+        let mut halves = random.fill(n, |r| (r % 255) as f32 * 0.5 - 63.5);
+        halves[n / 2] = 127.0; // the scale is one: every other value is a tie
+        for x in [floats(&mut random, n), halves, vec![0.0; n], vec![-3e38; n]] {
+            let mut expected = vec![0; n];
+            let scale = bitnet_formats::quant::quantize_activations(&x, &mut expected);
+            for kernels in Kernels::available() {
+                let mut codes = vec![9; n];
+                assert_eq!(kernels.quantize(&x, &mut codes), scale);
+                assert_eq!(codes, expected, "{:?} {n}", kernels.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_an_error_in_every_set() {
+    for kernels in Kernels::available() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e20] {
+            for n in [1, 16, 33] {
+                let mut x = vec![1.0; n];
+                x[n - 1] = bad;
+                let gain = vec![0; 4 * n];
+                let normed = kernels.rms_norm(&x, &VectorView::new(&gain), 1e-5, &mut vec![0.0; n]);
+                assert_eq!(normed, Err(NonFinite), "{:?} {bad}", kernels.isa());
+                let quantised = kernels.quantize(&x, &mut vec![0; n]);
+                assert_eq!(
+                    quantised.is_ok(),
+                    bad.is_finite(),
+                    "{:?} {bad}",
+                    kernels.isa()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_over_a_cache_equals_scalar() {
+    let mut random = Random(31);
+    for width in FLOAT_LENGTHS {
+        for n in [1, 2, 37] {
+            let rows = floats(&mut random, n * width);
+            let halves: Vec<u16> = rows
+                .iter()
+                .map(|v| bitnet_formats::float::f32_to_f16(*v))
+                .collect();
+            let query = floats(&mut random, width);
+            let weights = floats(&mut random, n);
+            for rows in [CacheRows::F32(&rows), CacheRows::F16(&halves)] {
+                check_bits(width, "scores", &weights, |k, out| {
+                    k.scores(&query, rows, 0.3, out);
+                });
+                check_bits(width, "mix", &query, |k, out| k.mix(rows, &weights, out));
+            }
+            let latents = Latents {
+                codes: &random.fill(n * width, |r| r as i8),
+                factors: &floats(&mut random, n),
+                rope_keys: &floats(&mut random, n * 6),
+            };
+            let rope = floats(&mut random, 6);
+            check_bits(width, "latent_scores", &weights, |k, out| {
+                k.latent_scores([&query, &rope], &latents, 0.3, out);
+            });
+            check_bits(width, "latent_mix", &query, |k, out| {
+                k.latent_mix(&latents, &weights, out);
+            });
+        }
+    }
+}
+
+#[test]
+fn scalar_norm_and_softmax_on_paper() {
+    let kernels = Kernels::scalar();
+    let gain: Vec<u8> = [2.0f32, -3.0]
+        .iter()
+        .flat_map(|g| g.to_le_bytes())
+        .collect();
+    let mut out = [0.0; 2];
+    kernels
+        .rms_norm(&[4.0, 4.0], &VectorView::new(&gain), 1e-12, &mut out)
+        .unwrap();
+    assert_eq!(out, [2.0, -3.0]);
+    let mut scores = [5.0; 4];
+    kernels.softmax(&mut scores);
+    assert_eq!(scores, [0.25; 4]);
+    let mut scores = [0.0, 200.0];
+    kernels.softmax(&mut scores);
+    assert_eq!(scores, [0.0, 1.0]);
+}

@@ -13,7 +13,8 @@ use core::ops::Range;
 use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES};
 use bitnet_formats::{MatrixView, Row, TernaryView};
 
-use super::scalar::{dense_dot, i8_logit};
+use super::float::dense_dot;
+use super::scalar::i8_logit;
 use super::{Activations, HeadInput, Store, TernaryGemm};
 
 pub(super) type Line = [u8; LINE_BYTES];
@@ -192,45 +193,32 @@ pub(super) fn ternary_f32<const PLANES: usize>(
 /// Four columns at a time; missing ones are zero, and add nothing to a sum that begins at `+0`.
 #[inline(always)]
 pub(super) fn for_each_four(x: &[f32], mut f: impl FnMut(usize, [f32; 4])) {
-    let (fours, rest) = x.as_chunks();
-    fours.iter().enumerate().for_each(|(j, four)| f(j, *four));
-    if !rest.is_empty() {
-        let mut four = [0.0; 4];
-        four[..rest.len()].copy_from_slice(rest);
-        f(fours.len(), four);
+    for (j, columns) in x.chunks(4).enumerate() {
+        let four = <[f32; 4]>::try_from(columns).unwrap_or_else(|_| {
+            let mut four = [0.0; 4];
+            four[..columns.len()].copy_from_slice(columns);
+            four
+        });
+        f(j, four);
     }
 }
 
-/// A dot product of a set: of int8 with int16 to an exact integer, or of 16-bit floats with f32 in
-/// sixteen lanes.
-pub(super) struct Dots<I8, F16, BF16> {
-    pub(super) i8: I8,
-    pub(super) f16: F16,
-    pub(super) bf16: BF16,
-}
-
-/// Walks the rows of a head. Rows of f32 need no instruction by name: compiled for the set, the
-/// definition is what one would write.
+/// Walks the rows of a head: a set brings the exact product of an int8 row, and how it widens f16.
 #[inline(always)]
 pub(super) fn head(
     matrix: &MatrixView<'_>,
     rows: Range<usize>,
     input: HeadInput<'_>,
     out: &mut [f32],
-    dots: Dots<
-        impl Fn(&[u8], &[i16]) -> i64,
-        impl Fn(&[[u8; 2]], &[f32]) -> f32,
-        impl Fn(&[[u8; 2]], &[f32]) -> f32,
-    >,
+    dot_i8: impl Fn(&[u8], &[i16]) -> i64,
+    widen_f16: impl Fn(&[u16; 16]) -> [f32; 16],
 ) {
     for (r, out) in rows.zip(out) {
         *out = match (matrix.row(r), input) {
             (Row::I8(codes, scale), HeadInput::I16(x, inverse)) => {
-                i8_logit((dots.i8)(codes, x), scale, inverse)
+                i8_logit(dot_i8(codes, x), scale, inverse)
             }
-            (Row::F16(w), HeadInput::F32(x)) => (dots.f16)(w, x),
-            (Row::BF16(w), HeadInput::F32(x)) => (dots.bf16)(w, x),
-            (row, HeadInput::F32(x)) => dense_dot(row, x),
+            (row, HeadInput::F32(x)) => dense_dot(row, x, &widen_f16, prefetch_after),
             _ => unreachable!("checked by Kernels::head"),
         };
     }

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use bitnet_formats::quant::{NonFinite, linear_factor, quantize_activations};
+use bitnet_formats::quant::{NonFinite, linear_factor};
 use bitnet_formats::{TernaryView, WeightScale};
 
 use crate::kernels::{Activations, Kernels, Store, TernaryGemm};
@@ -10,10 +10,14 @@ use crate::model::Model;
 use crate::plan::code_stride;
 
 /// Quantises one token and clears its padding; returns the scale.
-pub(crate) fn quantize_token(x: &[f32], codes: &mut [i8]) -> Result<f32, NonFinite> {
+pub(crate) fn quantize_token(
+    kernels: &Kernels,
+    x: &[f32],
+    codes: &mut [i8],
+) -> Result<f32, NonFinite> {
     let (used, padding) = codes.split_at_mut(x.len());
     padding.fill(0);
-    quantize_activations(x, used)
+    kernels.quantize(x, used)
 }
 
 /// A linear layer over quantised tokens.

@@ -1,27 +1,19 @@
 //! Causal attention of one query head over cached keys and values (grouped-query, arXiv 2305.13245).
 
-use core::ops::Range;
+use crate::kernels::{CacheRows, Kernels};
 
-use crate::buffers::KvRows;
-use crate::layers::softmax::softmax;
-
-/// `out = sum_j softmax_j(scale * q . k_j) v_j` over the cache rows `rows`, ascending.
+/// `out = sum_j softmax_j(scale * q . k_j) v_j`, ascending.
 ///
-/// `scores` has one element per row.
+/// `scores` has one element per key and value.
 pub(crate) fn attend(
+    kernels: &Kernels,
     query: &[f32],
-    (keys, values): (&KvRows<'_>, &KvRows<'_>),
-    rows: Range<usize>,
+    (keys, values): (CacheRows<'_>, CacheRows<'_>),
     scale: f32,
     scores: &mut [f32],
     out: &mut [f32],
 ) {
-    for (score, row) in scores.iter_mut().zip(rows.clone()) {
-        *score = keys.dot(row, query) * scale;
-    }
-    softmax(scores);
-    out.fill(0.0);
-    for (p, row) in scores.iter().zip(rows) {
-        values.add_to(row, *p, out);
-    }
+    kernels.scores(query, keys, scale, scores);
+    kernels.softmax(scores);
+    kernels.mix(values, scores, out);
 }

@@ -9,19 +9,7 @@ use core::ops::Range;
 use bitnet_formats::TernaryView;
 use bitnet_formats::ternary::GROUP_ROWS;
 
-use crate::kernels::Kernels;
-use crate::layers::softmax::softmax;
-use crate::math::{dot16, sum16};
-
-/// The cached positions, `n` of them.
-pub(crate) struct Latents<'a> {
-    /// `[n, kv_lora_rank]`.
-    pub(crate) codes: &'a [i8],
-    /// `[n]`.
-    pub(crate) factors: &'a [f32],
-    /// `[n, qk_rope_head_dim]`.
-    pub(crate) rope_keys: &'a [f32],
-}
+use crate::kernels::{Kernels, Latents};
 
 /// Arrays one head works in.
 pub(crate) struct Work<'a> {
@@ -56,44 +44,17 @@ impl LatentHead<'_> {
         out: &mut [f32],
     ) {
         let (q_nope, q_rope) = query.split_at(self.key.cols);
-        let rank = work.q_latent.len();
-        self.kernels
-            .ternary_f32(&self.key, self.groups(rank), q_nope, work.q_latent);
-        self.score(q_rope, latents, work);
-        softmax(work.scores);
-        mix(latents, work);
+        let (kernels, rank) = (self.kernels, work.q_latent.len());
+        kernels.ternary_f32(&self.key, self.groups(rank), q_nope, work.q_latent);
+        kernels.latent_scores([work.q_latent, q_rope], latents, self.scale, work.scores);
+        kernels.softmax(work.scores);
+        kernels.latent_mix(latents, work.scores, work.o_latent);
         let groups = self.groups(out.len());
-        self.kernels
-            .ternary_f32(&self.value, groups, work.o_latent, out);
+        kernels.ternary_f32(&self.value, groups, work.o_latent, out);
     }
 
     /// Row groups of this head in a half with `width` rows per head.
     fn groups(&self, width: usize) -> Range<usize> {
         self.head * width / GROUP_ROWS..(self.head + 1) * width / GROUP_ROWS
-    }
-
-    /// `scale * (f_j * (q_latent . c_j) + q_rope . k_j)` for every position.
-    fn score(&self, q_rope: &[f32], latents: &Latents<'_>, work: &mut Work<'_>) {
-        let q_latent = &*work.q_latent;
-        let codes = latents.codes.chunks_exact(q_latent.len());
-        let keys = latents.rope_keys.chunks_exact(q_rope.len());
-        let positions = codes.zip(latents.factors).zip(keys);
-        for (score, ((codes, factor), key)) in work.scores.iter_mut().zip(positions) {
-            let content = sum16(codes.len(), |l| q_latent[l] * f32::from(codes[l]));
-            *score = self.scale * (factor * content + dot16(q_rope, key));
-        }
-    }
-}
-
-/// `o_latent = sum_j (p_j f_j) c_j`, ascending.
-fn mix(latents: &Latents<'_>, work: &mut Work<'_>) {
-    work.o_latent.fill(0.0);
-    let codes = latents.codes.chunks_exact(work.o_latent.len());
-    for ((p, factor), codes) in work.scores.iter().zip(latents.factors).zip(codes) {
-        let weight = p * factor;
-        work.o_latent
-            .iter_mut()
-            .zip(codes)
-            .for_each(|(o, c)| *o += weight * f32::from(*c));
     }
 }

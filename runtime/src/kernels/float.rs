@@ -1,0 +1,320 @@
+//! The float operations, one source for every set but `scalar`.
+//!
+//! NUMERICS.md fixes sixteen lanes and no fused operations, which is what vector units do anyway:
+//! written over fixed arrays of sixteen, the same lines compile to full registers of whatever set
+//! the caller is compiled for, and to the same bits. Only the widening of f16 has an instruction
+//! that the compiler does not find, so it is passed in.
+//!
+//! [`float_kernels`] makes the functions of a set.
+
+use bitnet_formats::float::bf16_to_f32;
+use bitnet_formats::quant::{self, NonFinite};
+use bitnet_formats::{Activation, Row, VectorView};
+
+use super::{CacheRows, Latents};
+use crate::math::{LANES, exp, fold_lanes, silu, sqrt, squared_relu};
+
+/// Elements of an output that stay in registers while the positions go by.
+const BLOCK: usize = 64;
+
+type RmsNorm = unsafe fn(&[f32], &VectorView<'_>, f32, &mut [f32]) -> Result<(), NonFinite>;
+
+/// The functions of a set on floats; [`super::Kernels`] has a method for each.
+#[derive(Clone, Copy)]
+pub(super) struct FloatKernels {
+    pub(super) rms_norm: RmsNorm,
+    pub(super) quantize: unsafe fn(&[f32], &mut [i8]) -> Result<f32, NonFinite>,
+    pub(super) softmax: unsafe fn(&mut [f32]),
+    pub(super) gated: unsafe fn(Activation, &mut [f32], &[f32]),
+    pub(super) scores: unsafe fn(&[f32], CacheRows<'_>, f32, &mut [f32]),
+    pub(super) mix: unsafe fn(CacheRows<'_>, &[f32], &mut [f32]),
+    pub(super) latent_scores: unsafe fn([&[f32]; 2], &Latents<'_>, f32, &mut [f32]),
+    pub(super) latent_mix: unsafe fn(&Latents<'_>, &[f32], &mut [f32]),
+}
+
+/// The table of a set: its target features, if any, and how it widens sixteen f16.
+macro_rules! float_kernels {
+    ($(#[$features:meta])? $widen:path) => {{
+        use bitnet_formats::quant::NonFinite;
+        use bitnet_formats::{Activation, VectorView};
+        use $crate::kernels::{CacheRows, Latents, float};
+
+        $(#[$features])?
+        fn rms_norm(x: &[f32], gain: &VectorView<'_>, eps: f32, out: &mut [f32]) -> Result<(), NonFinite> {
+            float::rms_norm(x, gain, eps, out)
+        }
+        $(#[$features])?
+        fn quantize(x: &[f32], codes: &mut [i8]) -> Result<f32, NonFinite> {
+            float::quantize(x, codes)
+        }
+        $(#[$features])?
+        fn softmax(scores: &mut [f32]) {
+            float::softmax(scores);
+        }
+        $(#[$features])?
+        fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
+            float::gated(activation, gate, up);
+        }
+        $(#[$features])?
+        fn scores(query: &[f32], keys: CacheRows<'_>, scale: f32, scores: &mut [f32]) {
+            float::scores(query, keys, scale, scores, |halves| $widen(halves));
+        }
+        $(#[$features])?
+        fn mix(values: CacheRows<'_>, weights: &[f32], out: &mut [f32]) {
+            float::mix(values, weights, out, |halves| $widen(halves));
+        }
+        $(#[$features])?
+        fn latent_scores(query: [&[f32]; 2], latents: &Latents<'_>, scale: f32, scores: &mut [f32]) {
+            float::latent_scores(query, latents, scale, scores);
+        }
+        $(#[$features])?
+        fn latent_mix(latents: &Latents<'_>, weights: &[f32], out: &mut [f32]) {
+            float::latent_mix(latents, weights, out);
+        }
+        float::FloatKernels {
+            rms_norm,
+            quantize,
+            softmax,
+            gated,
+            scores,
+            mix,
+            latent_scores,
+            latent_mix,
+        }
+    }};
+}
+pub(super) use float_kernels;
+
+/// The sixteen-lane dot product of values that `widen` makes floats of.
+#[inline(always)]
+fn dot<T: Copy + Default>(a: &[T], x: &[f32], widen: impl Fn(&[T; LANES]) -> [f32; LANES]) -> f32 {
+    let (a, a_rest) = a.as_chunks();
+    let (x, x_rest) = x.as_chunks();
+    let mut lanes = [0.0; LANES];
+    for (a, x) in a.iter().zip(x) {
+        add_products(&mut lanes, &widen(a), x);
+    }
+    if !a_rest.is_empty() {
+        // Lanes without a term take `0 * 0`, which changes no sum that begins at `+0`.
+        let (mut last, mut last_x) = ([T::default(); LANES], [0.0; LANES]);
+        last[..a_rest.len()].copy_from_slice(a_rest);
+        last_x[..x_rest.len()].copy_from_slice(x_rest);
+        add_products(&mut lanes, &widen(&last), &last_x);
+    }
+    fold_lanes(lanes)
+}
+
+/// `out += sum of weight * row`, rows in ascending order.
+///
+/// `add` adds sixteen products to sixteen sums; a row's last elements go one by one.
+#[inline(always)]
+fn add_rows<T: Copy + Default>(
+    rows: &[T],
+    weights: impl Iterator<Item = f32> + Clone,
+    out: &mut [f32],
+    widen: impl Fn(&[T; LANES]) -> [f32; LANES],
+) {
+    let width = out.len();
+    for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+        let columns = block * BLOCK..block * BLOCK + out.len();
+        let rows = rows.chunks_exact(width).map(|row| &row[columns.clone()]);
+        let weighted = rows.zip(weights.clone());
+        match <&mut [f32; BLOCK]>::try_from(&mut *out) {
+            Ok(out) => {
+                let mut sums = *out;
+                for (row, weight) in weighted {
+                    for (sums, row) in sums.as_chunks_mut().0.iter_mut().zip(row.as_chunks().0) {
+                        add_products(sums, &[weight; LANES], &widen(row));
+                    }
+                }
+                *out = sums;
+            }
+            Err(_) => {
+                for (row, weight) in weighted {
+                    for (sums, row) in out.chunks_mut(LANES).zip(row.chunks(LANES)) {
+                        let mut sixteen = [T::default(); LANES];
+                        sixteen[..row.len()].copy_from_slice(row);
+                        let row = widen(&sixteen);
+                        sums.iter_mut().zip(row).for_each(|(o, v)| *o += weight * v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn add_products(sums: &mut [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) {
+    for i in 0..LANES {
+        sums[i] += a[i] * b[i];
+    }
+}
+
+#[inline(always)]
+fn widen_codes(codes: &[i8; LANES]) -> [f32; LANES] {
+    codes.map(f32::from)
+}
+
+#[inline(always)]
+pub(super) fn rms_norm(
+    x: &[f32],
+    gain: &VectorView<'_>,
+    eps: f32,
+    out: &mut [f32],
+) -> Result<(), NonFinite> {
+    let squares = dot(x, x, |x| *x);
+    if !squares.is_finite() {
+        return Err(NonFinite);
+    }
+    let r = 1.0 / sqrt(squares / x.len() as f32 + eps);
+    for ((out, x), gain) in out.iter_mut().zip(x).zip(gain.iter()) {
+        *out = (x * r) * gain;
+    }
+    Ok(())
+}
+
+#[inline(always)]
+pub(super) fn quantize(x: &[f32], codes: &mut [i8]) -> Result<f32, NonFinite> {
+    let scale = quant::activation_scale(quant::absmax(x)?);
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = activation_code(*x, scale);
+    }
+    Ok(scale)
+}
+
+/// [`quant::activation_code`] without a conversion: after the addition that rounds, the low byte of
+/// the float is the integer.
+#[inline(always)]
+fn activation_code(x: f32, scale: f32) -> i8 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+    ((x * scale).clamp(-128.0, 127.0) + ROUND).to_bits() as i8
+}
+
+/// The sixteen-lane dot product of a row of floats.
+#[inline(always)]
+pub(super) fn dense_dot(
+    row: Row<'_>,
+    x: &[f32],
+    widen: impl Fn(&[u16; LANES]) -> [f32; LANES],
+    ahead: impl Fn(*const u8),
+) -> f32 {
+    match row {
+        Row::F32(w) => dot(w.as_bytes(), x, |w| {
+            ahead(w.as_ptr().cast());
+            w.map(f32::from_le_bytes)
+        }),
+        Row::F16(w) => dot(w, x, |w| {
+            ahead(w.as_ptr().cast());
+            widen(&w.map(u16::from_le_bytes))
+        }),
+        Row::BF16(w) => dot(w, x, |w| {
+            ahead(w.as_ptr().cast());
+            w.map(|w| bf16_to_f32(u16::from_le_bytes(w)))
+        }),
+        Row::I8(..) => unreachable!("int8 rows take an int16 input"),
+    }
+}
+
+#[inline(always)]
+pub(super) fn softmax(scores: &mut [f32]) {
+    let max = maximum(scores);
+    scores.iter_mut().for_each(|s| *s = exp(*s - max));
+    let inverse = 1.0 / sum(scores);
+    scores.iter_mut().for_each(|s| *s *= inverse);
+}
+
+/// The largest score: exact, so the order does not matter.
+#[inline(always)]
+fn maximum(scores: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in scores.chunks(LANES) {
+        let pairs = lanes.iter_mut().zip(chunk);
+        pairs.for_each(|(lane, s)| *lane = larger(*lane, *s));
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+}
+
+/// The sum in sixteen lanes.
+#[inline(always)]
+fn sum(x: &[f32]) -> f32 {
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] += chunk[i];
+        }
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane += x);
+    fold_lanes(lanes)
+}
+
+#[inline(always)]
+pub(super) fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    let pairs = gate.iter_mut().zip(up);
+    match activation {
+        Activation::SquaredRelu => pairs.for_each(|(g, u)| *g = squared_relu(*g) * u),
+        Activation::Silu => pairs.for_each(|(g, u)| *g = silu(*g) * u),
+    }
+}
+
+#[inline(always)]
+pub(super) fn scores(
+    query: &[f32],
+    keys: CacheRows<'_>,
+    scale: f32,
+    scores: &mut [f32],
+    widen: impl Fn(&[u16; LANES]) -> [f32; LANES],
+) {
+    let width = query.len();
+    match keys {
+        CacheRows::F32(keys) => {
+            for (score, key) in scores.iter_mut().zip(keys.chunks_exact(width)) {
+                *score = dot(key, query, |key| *key) * scale;
+            }
+        }
+        CacheRows::F16(keys) => {
+            for (score, key) in scores.iter_mut().zip(keys.chunks_exact(width)) {
+                *score = dot(key, query, &widen) * scale;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn mix(
+    values: CacheRows<'_>,
+    weights: &[f32],
+    out: &mut [f32],
+    widen: impl Fn(&[u16; LANES]) -> [f32; LANES],
+) {
+    out.fill(0.0);
+    let weights = weights.iter().copied();
+    match values {
+        CacheRows::F32(values) => add_rows(values, weights, out, |row| *row),
+        CacheRows::F16(values) => add_rows(values, weights, out, widen),
+    }
+}
+
+#[inline(always)]
+pub(super) fn latent_scores(
+    [q_latent, q_rope]: [&[f32]; 2],
+    latents: &Latents<'_>,
+    scale: f32,
+    scores: &mut [f32],
+) {
+    let codes = latents.codes.chunks_exact(q_latent.len());
+    let keys = latents.rope_keys.chunks_exact(q_rope.len());
+    let positions = codes.zip(latents.factors).zip(keys);
+    for (score, ((codes, factor), key)) in scores.iter_mut().zip(positions) {
+        let content = dot(codes, q_latent, widen_codes);
+        *score = scale * (factor * content + dot(key, q_rope, |key| *key));
+    }
+}
+
+#[inline(always)]
+pub(super) fn latent_mix(latents: &Latents<'_>, weights: &[f32], out: &mut [f32]) {
+    out.fill(0.0);
+    let weights = weights.iter().zip(latents.factors).map(|(p, f)| p * f);
+    add_rows(latents.codes, weights, out, widen_codes);
+}
