@@ -7,7 +7,7 @@
 use core::arch::x86_64::*;
 use core::ops::Range;
 
-use bitnet_formats::{MatrixView, TernaryLayout, TernaryView};
+use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 
 use super::float::float_kernels;
 use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
@@ -22,7 +22,8 @@ pub(super) fn kernels() -> Option<Kernels> {
         head,
         float: float_kernels!(
             #[target_feature(enable = "avx2,f16c")]
-            widen_f16
+            [dot_f32, dot_f16, dot_i8],
+            widen_lanes
         ),
     })
 }
@@ -273,8 +274,8 @@ fn add_columns<const N: usize>(panels: &[Panel<PLANES>], x: &[f32], sums: &mut [
 #[target_feature(enable = "avx2,f16c")]
 fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
     let add_pairs = |acc, w, x| _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
-    let dot = |codes: &[u8], x: &[i16]| dot_i8(codes, x, add_pairs);
-    x86::head(matrix, rows, input, out, dot, |halves| widen_f16(halves));
+    let dot = |codes: &[u8], x: &[i16]| dot_i8_i16(codes, x, add_pairs);
+    x86::head(matrix, rows, input, out, dot, |row, x| dense_dot(row, x));
 }
 
 /// Columns whose products fit the 32-bit lanes: 128 pairs of at most `2^7 * 2^15` each.
@@ -287,7 +288,7 @@ const I8_BLOCK: usize = 2_048;
 /// corrections; the loop stays far ahead of memory either way.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn dot_i8(
+pub(super) fn dot_i8_i16(
     codes: &[u8],
     x: &[i16],
     add_pairs: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
@@ -313,16 +314,118 @@ pub(super) fn dot_i8(
     total
 }
 
-/// Sixteen f16, widened.
+/// The sixteen-lane dot product of a row of a head.
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn dense_dot(row: Row<'_>, x: &[f32]) -> f32 {
+    match row {
+        Row::F32(w) => dot_lanes(w.as_bytes(), x, |w| load_f32(w)),
+        Row::F16(w) => dot_lanes(w, x, |w| widen_f16(w)),
+        Row::BF16(w) => dot_lanes(w, x, |w| widen_bf16(w)),
+        Row::I8(..) => unreachable!("int8 rows take an int16 input"),
+    }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_f32(a: &[f32], x: &[f32]) -> f32 {
+    dot_lanes(x86::le_bytes(a), x, |a| load_f32(a))
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_f16(a: &[u16], x: &[f32]) -> f32 {
+    dot_lanes(x86::le_bytes(a), x, |a| widen_f16(a))
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_i8(a: &[i8], x: &[f32]) -> f32 {
+    dot_lanes(a, x, |a| widen_i8(a))
+}
+
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn widen_f16(halves: &[u16; 16]) -> [f32; 16] {
-    let halves = halves.as_chunks::<8>().0;
-    let widen = |half: &[u16; 8]| {
-        // SAFETY: eight u16 are 16 readable bytes, and the load asks for no alignment.
-        _mm256_cvtph_ps(unsafe { _mm_loadu_si128(half.as_ptr().cast()) })
+fn widen_lanes(halves: &[u16; 16]) -> [f32; 16] {
+    to_lanes(widen_f16(&halves.map(u16::to_le_bytes)))
+}
+
+/// The dot product in sixteen lanes of values that `widen` makes floats of, and floats.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn dot_lanes<T: Copy + Default>(
+    a: &[T],
+    x: &[f32],
+    widen: impl Fn(&[T; 16]) -> [__m256; 2],
+) -> f32 {
+    let (a, a_rest) = a.as_chunks();
+    let (x, x_rest) = x.as_chunks();
+    let mut acc = [_mm256_setzero_ps(); 2];
+    for (a, x) in a.iter().zip(x) {
+        prefetch_after(a);
+        acc = add_products(acc, widen(a), load_floats(x));
+    }
+    if !a_rest.is_empty() {
+        let (a, x) = (x86::fill_lanes(a_rest), x86::fill_lanes(x_rest));
+        acc = add_products(acc, widen(&a), load_floats(&x));
+    }
+    fold(acc)
+}
+
+/// Folds sixteen lanes 8, 4, 2, 1.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn fold(x: [__m256; 2]) -> f32 {
+    let eight = _mm256_add_ps(x[0], x[1]);
+    let upper = _mm256_extractf128_ps::<1>(eight);
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), upper);
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_products(acc: [__m256; 2], a: [__m256; 2], x: [__m256; 2]) -> [__m256; 2] {
+    [0, 1].map(|i| _mm256_add_ps(acc[i], _mm256_mul_ps(a[i], x[i])))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_f32(x: &[[u8; 4]; 16]) -> [__m256; 2] {
+    let load = |half: &[[u8; 4]; 8]| {
+        // SAFETY: 32 readable bytes, and the load asks for no alignment.
+        unsafe { _mm256_loadu_ps(half.as_ptr().cast()) }
     };
-    to_lanes([widen(&halves[0]), widen(&halves[1])])
+    let (halves, _) = x.as_chunks();
+    [load(&halves[0]), load(&halves[1])]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_half(x: &[[u8; 2]; 8]) -> __m128i {
+    // SAFETY: 16 readable bytes, and the load asks for no alignment.
+    unsafe { _mm_loadu_si128(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn widen_f16(x: &[[u8; 2]; 16]) -> [__m256; 2] {
+    let (halves, _) = x.as_chunks();
+    [0, 1].map(|i| _mm256_cvtph_ps(load_half(&halves[i])))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen_bf16(x: &[[u8; 2]; 16]) -> [__m256; 2] {
+    let (halves, _) = x.as_chunks();
+    [0, 1].map(|i| {
+        let bits = _mm256_cvtepu16_epi32(load_half(&halves[i]));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+    })
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen_i8(x: &[i8; 16]) -> [__m256; 2] {
+    // SAFETY: 16 readable bytes, and the load asks for no alignment.
+    let codes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+    [codes, _mm_srli_si128::<8>(codes)].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half)))
 }
 
 #[inline]

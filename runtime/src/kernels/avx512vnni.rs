@@ -7,8 +7,9 @@
 use core::arch::x86_64::*;
 use core::ops::Range;
 
-use bitnet_formats::{MatrixView, TernaryLayout, TernaryView};
+use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 
+use super::avx2;
 use super::float::float_kernels;
 use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
 use super::{HeadInput, Isa, Kernels, TernaryGemm};
@@ -22,7 +23,8 @@ pub(super) fn kernels() -> Option<Kernels> {
         head,
         float: float_kernels!(
             #[target_feature(enable = "avx512f,avx512bw")]
-            widen_f16
+            [dot_f32, dot_f16, dot_i8],
+            widen_lanes
         ),
     })
 }
@@ -322,8 +324,8 @@ fn add_columns<const N: usize>(panels: &[Panel<PLANES>], x: &[f32], sums: &mut [
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
-    let dot = |codes: &[u8], x: &[i16]| dot_i8(codes, x);
-    x86::head(matrix, rows, input, out, dot, |halves| widen_f16(halves));
+    let dot = |codes: &[u8], x: &[i16]| dot_i8_i16(codes, x);
+    x86::head(matrix, rows, input, out, dot, |row, x| dense_dot(row, x));
 }
 
 /// Columns whose products fit the 32-bit lanes: 128 pairs of at most `2^7 * 2^15` each.
@@ -331,18 +333,18 @@ const I8_BLOCK: usize = 4_096;
 
 /// As [`super::avx2::dot_i8`], twice as wide.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn dot_i8(codes: &[u8], x: &[i16]) -> i64 {
+fn dot_i8_i16(codes: &[u8], x: &[i16]) -> i64 {
     let mut total = 0;
     for (codes, x) in codes.chunks(I8_BLOCK).zip(x.chunks(I8_BLOCK)) {
-        let (codes, codes_rest) = codes.as_chunks::<64>();
-        let (x, x_rest) = x.as_chunks::<64>();
+        let (codes, codes_rest) = codes.as_chunks::<128>();
+        let (x, x_rest) = x.as_chunks::<128>();
         let mut acc = [_mm512_setzero_si512(); 4];
-        for (i, (codes, x)) in codes.iter().zip(x).enumerate() {
+        for (codes, x) in codes.iter().zip(x) {
             prefetch_after(codes);
-            for half in 0..2 {
-                let acc = &mut acc[2 * (i % 2) + half];
-                let w = load_i8(&codes.as_chunks().0[half]);
-                *acc = _mm512_dpwssd_epi32(*acc, w, load_i16(&x.as_chunks().0[half]));
+            prefetch_after(&codes[64]);
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let w = load_i8(&codes.as_chunks().0[i]);
+                *acc = _mm512_dpwssd_epi32(*acc, w, load_i16(&x.as_chunks().0[i]));
             }
         }
         let pairs = [0, 2].map(|i| _mm512_add_epi32(acc[i], acc[i + 1]));
@@ -354,14 +356,91 @@ fn dot_i8(codes: &[u8], x: &[i16]) -> i64 {
     total
 }
 
-/// Sixteen f16, widened.
+/// The sixteen-lane dot product of a row of a head.
+#[target_feature(enable = "avx512f")]
+fn dense_dot(row: Row<'_>, x: &[f32]) -> f32 {
+    match row {
+        Row::F32(w) => dot_lanes(w.as_bytes(), x, |w| load_f32(w)),
+        Row::F16(w) => dot_lanes(w, x, |w| widen_f16(w)),
+        Row::BF16(w) => dot_lanes(w, x, |w| widen_bf16(w)),
+        Row::I8(..) => unreachable!("int8 rows take an int16 input"),
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn dot_f32(a: &[f32], x: &[f32]) -> f32 {
+    dot_lanes(x86::le_bytes(a), x, |a| load_f32(a))
+}
+
+#[target_feature(enable = "avx512f")]
+fn dot_f16(a: &[u16], x: &[f32]) -> f32 {
+    dot_lanes(x86::le_bytes(a), x, |a| widen_f16(a))
+}
+
+#[target_feature(enable = "avx512f")]
+fn dot_i8(a: &[i8], x: &[f32]) -> f32 {
+    dot_lanes(a, x, |a| widen_i8(a))
+}
+
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn widen_f16(halves: &[u16; 16]) -> [f32; 16] {
-    // SAFETY: sixteen u16 are 32 readable bytes, and the load asks for no alignment.
-    to_lanes(_mm512_cvtph_ps(unsafe {
-        _mm256_loadu_si256(halves.as_ptr().cast())
-    }))
+fn widen_lanes(halves: &[u16; 16]) -> [f32; 16] {
+    to_lanes(widen_f16(&halves.map(u16::to_le_bytes)))
+}
+
+/// The dot product in sixteen lanes of values that `widen` makes floats of, and floats: one register
+/// is the sixteen lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn dot_lanes<T: Copy + Default>(a: &[T], x: &[f32], widen: impl Fn(&[T; 16]) -> __m512) -> f32 {
+    let (a, a_rest) = a.as_chunks();
+    let (x, x_rest) = x.as_chunks();
+    let mut acc = _mm512_setzero_ps();
+    for (a, x) in a.iter().zip(x) {
+        prefetch_after(a);
+        acc = _mm512_add_ps(acc, _mm512_mul_ps(widen(a), load_floats(x)));
+    }
+    if !a_rest.is_empty() {
+        let (a, x) = (x86::fill_lanes(a_rest), x86::fill_lanes(x_rest));
+        acc = _mm512_add_ps(acc, _mm512_mul_ps(widen(&a), load_floats(&x)));
+    }
+    let upper = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(acc));
+    avx2::fold([_mm512_castps512_ps256(acc), _mm256_castpd_ps(upper)])
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_f32(x: &[[u8; 4]; 16]) -> __m512 {
+    // SAFETY: 64 readable bytes, and the load asks for no alignment.
+    unsafe { _mm512_loadu_ps(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_halves(x: &[[u8; 2]; 16]) -> __m256i {
+    // SAFETY: 32 readable bytes, and the load asks for no alignment.
+    unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widen_f16(x: &[[u8; 2]; 16]) -> __m512 {
+    _mm512_cvtph_ps(load_halves(x))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widen_bf16(x: &[[u8; 2]; 16]) -> __m512 {
+    let bits = _mm512_cvtepu16_epi32(load_halves(x));
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widen_i8(x: &[i8; 16]) -> __m512 {
+    // SAFETY: 16 readable bytes, and the load asks for no alignment.
+    let codes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
 }
 
 #[inline]

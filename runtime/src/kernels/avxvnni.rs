@@ -132,8 +132,8 @@ fn multiply<const N: usize>(panel: &Panel<PLANES>, tile: &Tile<'_>, acc: &mut [[
 #[target_feature(enable = "avx2,f16c,avxvnni")]
 fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
     let add_pairs = |acc, w, x| _mm256_dpwssd_avx_epi32(acc, w, x);
-    let dot = |codes: &[u8], x: &[i16]| avx2::dot_i8(codes, x, add_pairs);
-    x86::head(matrix, rows, input, out, dot, |halves| {
-        avx2::widen_f16(halves)
+    let dot = |codes: &[u8], x: &[i16]| avx2::dot_i8_i16(codes, x, add_pairs);
+    x86::head(matrix, rows, input, out, dot, |row, x| {
+        avx2::dense_dot(row, x)
     });
 }

@@ -1,15 +1,14 @@
-//! The float operations, one source for every set but `scalar`.
+//! The float operations, one source for every vector set.
 //!
 //! NUMERICS.md fixes sixteen lanes and no fused operations, which is what vector units do anyway:
 //! written over fixed arrays of sixteen, the same lines compile to full registers of whatever set
-//! the caller is compiled for, and to the same bits. Only the widening of f16 has an instruction
-//! that the compiler does not find, so it is passed in.
+//! the caller is compiled for, and to the same bits. Two things the compiler does not find, so a set
+//! passes them in: dot products, whose sixteen sums it would keep one by one, and widening f16.
 //!
 //! [`float_kernels`] makes the functions of a set.
 
-use bitnet_formats::float::bf16_to_f32;
 use bitnet_formats::quant::{self, NonFinite};
-use bitnet_formats::{Activation, Row, VectorView};
+use bitnet_formats::{Activation, VectorView};
 
 use super::{CacheRows, Latents};
 use crate::math::{LANES, exp, fold_lanes, silu, sqrt, squared_relu};
@@ -32,42 +31,61 @@ pub(super) struct FloatKernels {
     pub(super) latent_mix: unsafe fn(&Latents<'_>, &[f32], &mut [f32]),
 }
 
-/// The table of a set: its target features, if any, and how it widens sixteen f16.
+/// The table of a set: its target features; its dot products of f32, of f16 and of int8 with
+/// f32; and how it widens sixteen f16.
 macro_rules! float_kernels {
-    ($(#[$features:meta])? $widen:path) => {{
+    (#[$features:meta] [$dot_f32:path, $dot_f16:path, $dot_i8:path], $widen:path) => {{
         use bitnet_formats::quant::NonFinite;
         use bitnet_formats::{Activation, VectorView};
         use $crate::kernels::{CacheRows, Latents, float};
 
-        $(#[$features])?
-        fn rms_norm(x: &[f32], gain: &VectorView<'_>, eps: f32, out: &mut [f32]) -> Result<(), NonFinite> {
-            float::rms_norm(x, gain, eps, out)
+        #[$features]
+        fn rms_norm(
+            x: &[f32],
+            gain: &VectorView<'_>,
+            eps: f32,
+            out: &mut [f32],
+        ) -> Result<(), NonFinite> {
+            float::rms_norm(x, gain, eps, out, |a, x| $dot_f32(a, x))
         }
-        $(#[$features])?
+        #[$features]
         fn quantize(x: &[f32], codes: &mut [i8]) -> Result<f32, NonFinite> {
             float::quantize(x, codes)
         }
-        $(#[$features])?
+        #[$features]
         fn softmax(scores: &mut [f32]) {
             float::softmax(scores);
         }
-        $(#[$features])?
+        #[$features]
         fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
             float::gated(activation, gate, up);
         }
-        $(#[$features])?
+        #[$features]
         fn scores(query: &[f32], keys: CacheRows<'_>, scale: f32, scores: &mut [f32]) {
-            float::scores(query, keys, scale, scores, |halves| $widen(halves));
+            let dots = (
+                |a: &[f32], x: &[f32]| $dot_f32(a, x),
+                |a: &[u16], x: &[f32]| $dot_f16(a, x),
+            );
+            float::scores(query, keys, scale, scores, dots);
         }
-        $(#[$features])?
+        #[$features]
         fn mix(values: CacheRows<'_>, weights: &[f32], out: &mut [f32]) {
             float::mix(values, weights, out, |halves| $widen(halves));
         }
-        $(#[$features])?
-        fn latent_scores(query: [&[f32]; 2], latents: &Latents<'_>, scale: f32, scores: &mut [f32]) {
-            float::latent_scores(query, latents, scale, scores);
+        #[$features]
+        fn latent_scores(
+            query: [&[f32]; 2],
+            latents: &Latents<'_>,
+            scale: f32,
+            scores: &mut [f32],
+        ) {
+            let dots = (
+                |a: &[f32], x: &[f32]| $dot_f32(a, x),
+                |a: &[i8], x: &[f32]| $dot_i8(a, x),
+            );
+            float::latent_scores(query, latents, scale, scores, dots);
         }
-        $(#[$features])?
+        #[$features]
         fn latent_mix(latents: &Latents<'_>, weights: &[f32], out: &mut [f32]) {
             float::latent_mix(latents, weights, out);
         }
@@ -84,25 +102,6 @@ macro_rules! float_kernels {
     }};
 }
 pub(super) use float_kernels;
-
-/// The sixteen-lane dot product of values that `widen` makes floats of.
-#[inline(always)]
-fn dot<T: Copy + Default>(a: &[T], x: &[f32], widen: impl Fn(&[T; LANES]) -> [f32; LANES]) -> f32 {
-    let (a, a_rest) = a.as_chunks();
-    let (x, x_rest) = x.as_chunks();
-    let mut lanes = [0.0; LANES];
-    for (a, x) in a.iter().zip(x) {
-        add_products(&mut lanes, &widen(a), x);
-    }
-    if !a_rest.is_empty() {
-        // Lanes without a term take `0 * 0`, which changes no sum that begins at `+0`.
-        let (mut last, mut last_x) = ([T::default(); LANES], [0.0; LANES]);
-        last[..a_rest.len()].copy_from_slice(a_rest);
-        last_x[..x_rest.len()].copy_from_slice(x_rest);
-        add_products(&mut lanes, &widen(&last), &last_x);
-    }
-    fold_lanes(lanes)
-}
 
 /// `out += sum of weight * row`, rows in ascending order.
 ///
@@ -161,8 +160,9 @@ pub(super) fn rms_norm(
     gain: &VectorView<'_>,
     eps: f32,
     out: &mut [f32],
+    dot_f32: impl Fn(&[f32], &[f32]) -> f32,
 ) -> Result<(), NonFinite> {
-    let squares = dot(x, x, |x| *x);
+    let squares = dot_f32(x, x);
     if !squares.is_finite() {
         return Err(NonFinite);
     }
@@ -188,31 +188,6 @@ pub(super) fn quantize(x: &[f32], codes: &mut [i8]) -> Result<f32, NonFinite> {
 fn activation_code(x: f32, scale: f32) -> i8 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
     ((x * scale).clamp(-128.0, 127.0) + ROUND).to_bits() as i8
-}
-
-/// The sixteen-lane dot product of a row of floats.
-#[inline(always)]
-pub(super) fn dense_dot(
-    row: Row<'_>,
-    x: &[f32],
-    widen: impl Fn(&[u16; LANES]) -> [f32; LANES],
-    ahead: impl Fn(*const u8),
-) -> f32 {
-    match row {
-        Row::F32(w) => dot(w.as_bytes(), x, |w| {
-            ahead(w.as_ptr().cast());
-            w.map(f32::from_le_bytes)
-        }),
-        Row::F16(w) => dot(w, x, |w| {
-            ahead(w.as_ptr().cast());
-            widen(&w.map(u16::from_le_bytes))
-        }),
-        Row::BF16(w) => dot(w, x, |w| {
-            ahead(w.as_ptr().cast());
-            w.map(|w| bf16_to_f32(u16::from_le_bytes(w)))
-        }),
-        Row::I8(..) => unreachable!("int8 rows take an int16 input"),
-    }
 }
 
 #[inline(always)]
@@ -264,18 +239,21 @@ pub(super) fn scores(
     keys: CacheRows<'_>,
     scale: f32,
     scores: &mut [f32],
-    widen: impl Fn(&[u16; LANES]) -> [f32; LANES],
+    (dot_f32, dot_f16): (
+        impl Fn(&[f32], &[f32]) -> f32,
+        impl Fn(&[u16], &[f32]) -> f32,
+    ),
 ) {
     let width = query.len();
     match keys {
         CacheRows::F32(keys) => {
             for (score, key) in scores.iter_mut().zip(keys.chunks_exact(width)) {
-                *score = dot(key, query, |key| *key) * scale;
+                *score = dot_f32(key, query) * scale;
             }
         }
         CacheRows::F16(keys) => {
             for (score, key) in scores.iter_mut().zip(keys.chunks_exact(width)) {
-                *score = dot(key, query, &widen) * scale;
+                *score = dot_f16(key, query) * scale;
             }
         }
     }
@@ -302,13 +280,17 @@ pub(super) fn latent_scores(
     latents: &Latents<'_>,
     scale: f32,
     scores: &mut [f32],
+    (dot_f32, dot_i8): (
+        impl Fn(&[f32], &[f32]) -> f32,
+        impl Fn(&[i8], &[f32]) -> f32,
+    ),
 ) {
     let codes = latents.codes.chunks_exact(q_latent.len());
     let keys = latents.rope_keys.chunks_exact(q_rope.len());
     let positions = codes.zip(latents.factors).zip(keys);
     for (score, ((codes, factor), key)) in scores.iter_mut().zip(positions) {
-        let content = dot(codes, q_latent, widen_codes);
-        *score = scale * (factor * content + dot(key, q_rope, |key| *key));
+        let content = dot_i8(codes, q_latent);
+        *score = scale * (factor * content + dot_f32(key, q_rope));
     }
 }
 

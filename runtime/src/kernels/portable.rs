@@ -14,12 +14,11 @@
 
 use core::ops::Range;
 
-use bitnet_formats::float::f16_to_f32;
 use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES, TernaryLayout};
 use bitnet_formats::{MatrixView, Row};
 
-use super::float::{dense_dot, float_kernels};
-use super::scalar::{i8_logit, store, ternary_f32};
+use super::float::{FloatKernels, quantize};
+use super::scalar::{self, dense_dot, i8_logit, store, ternary_f32};
 use super::{Activations, HeadInput, Isa, Kernels, TernaryGemm};
 
 pub(super) const KERNELS: Kernels = Kernels {
@@ -27,12 +26,11 @@ pub(super) const KERNELS: Kernels = Kernels {
     ternary_gemm,
     ternary_f32,
     head,
-    float: float_kernels!(widen_f16),
+    float: FloatKernels {
+        quantize,
+        ..scalar::KERNELS.float
+    },
 };
-
-fn widen_f16(halves: &[u16; 16]) -> [f32; 16] {
-    halves.map(f16_to_f32)
-}
 
 /// Tokens that share one decoding.
 const TILE: usize = 4;
@@ -142,19 +140,19 @@ fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: 
             (Row::I8(codes, scale), HeadInput::I16(x, inverse)) => {
                 let blocks = codes.chunks(I8_BLOCK).zip(x.chunks(I8_BLOCK));
                 i8_logit(
-                    blocks.map(|(w, x)| i64::from(i8_dot(w, x))).sum(),
+                    blocks.map(|(w, x)| i64::from(i8_block(w, x))).sum(),
                     scale,
                     inverse,
                 )
             }
-            (row, HeadInput::F32(x)) => dense_dot(row, x, widen_f16, |_| ()),
+            (row, HeadInput::F32(x)) => dense_dot(row, x),
             _ => unreachable!("checked by Kernels::head"),
         };
     }
 }
 
 #[inline(always)]
-fn i8_dot(codes: &[u8], x: &[i16]) -> i32 {
+fn i8_block(codes: &[u8], x: &[i16]) -> i32 {
     let terms = codes
         .iter()
         .zip(x)

@@ -123,7 +123,7 @@ pub(super) fn i8_logit(acc: i64, scale: f32, inverse: f32) -> f32 {
 
 /// The sixteen-lane dot product of a float row.
 #[inline(always)]
-fn dense_dot(row: Row<'_>, x: &[f32]) -> f32 {
+pub(super) fn dense_dot(row: Row<'_>, x: &[f32]) -> f32 {
     match row {
         Row::F32(w) => sum16(x.len(), |i| w.get(i) * x[i]),
         Row::F16(w) => sum16(x.len(), |i| f16_to_f32(u16::from_le_bytes(w[i])) * x[i]),

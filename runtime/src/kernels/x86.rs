@@ -12,8 +12,8 @@ use core::ops::Range;
 
 use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES};
 use bitnet_formats::{MatrixView, Row, TernaryView};
+use zerocopy::{Immutable, IntoBytes};
 
-use super::float::dense_dot;
 use super::scalar::i8_logit;
 use super::{Activations, HeadInput, Store, TernaryGemm};
 
@@ -203,7 +203,8 @@ pub(super) fn for_each_four(x: &[f32], mut f: impl FnMut(usize, [f32; 4])) {
     }
 }
 
-/// Walks the rows of a head: a set brings the exact product of an int8 row, and how it widens f16.
+/// Walks the rows of a head: a set brings the exact product of an int8 row, and the sixteen-lane
+/// product of a float row.
 #[inline(always)]
 pub(super) fn head(
     matrix: &MatrixView<'_>,
@@ -211,17 +212,33 @@ pub(super) fn head(
     input: HeadInput<'_>,
     out: &mut [f32],
     dot_i8: impl Fn(&[u8], &[i16]) -> i64,
-    widen_f16: impl Fn(&[u16; 16]) -> [f32; 16],
+    dense_dot: impl Fn(Row<'_>, &[f32]) -> f32,
 ) {
     for (r, out) in rows.zip(out) {
         *out = match (matrix.row(r), input) {
             (Row::I8(codes, scale), HeadInput::I16(x, inverse)) => {
                 i8_logit(dot_i8(codes, x), scale, inverse)
             }
-            (row, HeadInput::F32(x)) => dense_dot(row, x, &widen_f16, prefetch_after),
+            (row, HeadInput::F32(x)) => dense_dot(row, x),
             _ => unreachable!("checked by Kernels::head"),
         };
     }
+}
+
+/// Numbers as the file would hold them: x86 is little-endian.
+#[inline(always)]
+pub(super) fn le_bytes<T: IntoBytes + Immutable, const N: usize>(x: &[T]) -> &[[u8; N]] {
+    const { assert!(size_of::<T>() == N) }
+    x.as_bytes().as_chunks().0
+}
+
+/// The last elements of a slice, filled up to sixteen. Lanes without a term then take `0 * 0`, which
+/// changes no sum that begins at `+0`.
+#[inline(always)]
+pub(super) fn fill_lanes<T: Copy + Default>(rest: &[T]) -> [T; 16] {
+    let mut lanes = [T::default(); 16];
+    lanes[..rest.len()].copy_from_slice(rest);
+    lanes
 }
 
 /// The products of the last columns of an int8 row, those that fill no register.
