@@ -349,6 +349,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "std")]
     #[test]
     fn frequencies_are_a_geometric_series() {
         let rope = Preset::Tiny.config().rope;

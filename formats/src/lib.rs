@@ -23,7 +23,7 @@ mod verify;
 #[cfg(feature = "std")]
 pub mod writer;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "std"))]
 mod damage;
 
 pub use archive::Archive;

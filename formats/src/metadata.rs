@@ -210,7 +210,7 @@ pub fn push_self_test(out: &mut std::vec::Vec<u8>, kv: KvType, ids: &[u32], logi
     out.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "std"))]
 mod tests {
     use super::*;
     use crate::presets::Preset;
