@@ -131,6 +131,12 @@ fn the_undamaged_file_is_valid_and_reads_back() {
     assert!(archive.ternary(TensorRole::AttnNorm, Some(0)).is_none());
 }
 
+/// The bytes of a small file, as one number: it may change only with the format's version.
+#[test]
+fn the_format_has_not_moved() {
+    assert_eq!(crc32fast::hash(&file()), 2_767_877_454);
+}
+
 /// Damage with good checksums: each rule of the format must be found by its own check.
 #[test]
 fn every_rule_has_its_error() {

@@ -122,6 +122,36 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         })
     }
 
+    /// Goes on with a sequence whose cache another session of the same model and options filled.
+    ///
+    /// A cache belongs to a sequence and a scratch buffer to a worker: any number of sequences can
+    /// take turns on one scratch buffer, each with its own cache and the position it had reached.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), or the position is beyond the session's `max_seq_len`.
+    pub fn resume(
+        model: &'m Model<'w>,
+        kv: &'b mut [u8],
+        scratch: &'b mut [u8],
+        config: &SessionConfig,
+        position: usize,
+    ) -> Result<Self, RunError> {
+        let session = Self::new(model, kv, scratch, config)?;
+        let max = config.max_seq_len;
+        if position > max {
+            return Err(RunError::ContextFull {
+                used: position,
+                asked: 0,
+                max,
+            });
+        }
+        Ok(Self {
+            len: position,
+            ..session
+        })
+    }
+
     /// Reads tokens, in chunks, and returns the logits after the last: `[vocab_size]`.
     ///
     /// # Errors

@@ -185,6 +185,48 @@ fn a_rewound_sequence_goes_on_as_if_it_had_never_gone_further() {
     }
 }
 
+/// Two sequences take turns on one scratch buffer, and neither notices the other.
+#[test]
+fn sequences_share_a_scratch_buffer() {
+    use bitnet_runtime::{AlignedBuffer, Archive, Model, RunError, Session, SessionConfig};
+    for (config, ids, seed) in cases() {
+        let file = model(&config, Storage::default(), seed);
+        let other: Vec<u32> = ids.iter().rev().copied().collect();
+        let expected = [&ids, &other].map(|ids| logits_hash(&file, ids, Run::default()));
+
+        let archive = Archive::open(&file).unwrap();
+        let model = Model::load(&archive, &mut [], &LoadOptions::default()).unwrap();
+        let max_seq_len = config.max_seq_len;
+        let options = SessionConfig {
+            max_seq_len,
+            prefill_batch: 3,
+            kv: KvType::F32,
+        };
+        let plan = model.plan(&options).unwrap();
+        let mut caches = [0, 1].map(|_| AlignedBuffer::zeroed(plan.kv_bytes));
+        let mut scratch = AlignedBuffer::zeroed(plan.scratch_bytes);
+        let mut hashes = [LogitsHash::new(); 2];
+        for position in 0..ids.len() {
+            for (which, ids) in [&ids, &other].into_iter().enumerate() {
+                let kv = &mut caches[which];
+                let mut session =
+                    Session::resume(&model, kv, &mut scratch, &options, position).unwrap();
+                hashes[which].update(session.decode(ids[position]).unwrap());
+            }
+        }
+        assert_eq!(hashes.map(LogitsHash::finish), expected, "{config:?}");
+
+        let beyond = max_seq_len + 1;
+        let error = Session::resume(&model, &mut caches[0], &mut scratch, &options, beyond).err();
+        let full = RunError::ContextFull {
+            used: beyond,
+            asked: 0,
+            max: max_seq_len,
+        };
+        assert_eq!(error, Some(full));
+    }
+}
+
 #[test]
 fn a_cancelled_chunk_leaves_no_trace() {
     let config = Preset::Nano.config();
