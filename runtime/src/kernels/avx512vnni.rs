@@ -4,6 +4,7 @@
 //! `3 x = 256 d + x'`, hence `256 sum d a = 3 sum x a - sum x' a`: two dot products of raw bytes per
 //! plane. Both sums may wrap; the difference of [`finish_t5`] fits an i32 and is exact.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 use core::ops::Range;
 
@@ -96,11 +97,17 @@ fn fractions(line: &Line) -> __m512i {
     _mm512_xor_si512(load(line), _mm512_set1_epi8(-128))
 }
 
-/// `3 x mod 256`: the fraction without its first trit.
+/// `3 x mod 256`: the fraction without its first trit. As in [`avx2::next_fraction`], the compiler is
+/// kept from making multiplications of it.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn next_fraction(x: __m512i) -> __m512i {
-    _mm512_add_epi8(_mm512_add_epi8(x, x), x)
+    let mut twice = _mm512_add_epi8(x, x);
+    // SAFETY: the text is a comment: nothing is executed, and the register keeps its value.
+    unsafe {
+        asm!("/* {0} */", inout(zmm_reg) twice, options(pure, nomem, nostack, preserves_flags))
+    }
+    _mm512_add_epi8(twice, x)
 }
 
 /// Per line: 1 xor, 10 additions, 10 dot products. Three sums each way keep a chain shorter than
