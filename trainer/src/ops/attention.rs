@@ -1,7 +1,7 @@
 //! Causal attention of one head over one sequence.
 //!
 //! Scores are never kept: the forward pass stores the log-sum-exp of each row, and the backward
-//! pass makes the probabilities again from it. Queries go in tiles of [`TILE`] rows, each against
+//! pass makes the probabilities again from it. Queries go in tiles of `TILE` rows, each against
 //! the keys up to its last row, so that the masked half costs little.
 
 use ndarray::{Array2, ArrayViewMut2, s};
