@@ -338,7 +338,7 @@ fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: 
 /// Columns whose products fit the 32-bit lanes: 128 pairs of at most `2^7 * 2^15` each.
 const I8_BLOCK: usize = 4_096;
 
-/// As [`super::avx2::dot_i8`], twice as wide.
+/// As [`avx2::dot_i8_i16`], twice as wide.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn dot_i8_i16(codes: &[u8], x: &[i16]) -> i64 {
     let mut total = 0;
