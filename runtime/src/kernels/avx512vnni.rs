@@ -13,7 +13,7 @@ use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 use super::avx2;
 use super::float::float_kernels;
 use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
-use super::{HeadInput, Isa, Kernels, TernaryGemm};
+use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -38,7 +38,7 @@ pub(super) const PLANES: usize = 80;
 pub(super) const TILE: usize = 8;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut [f32]) {
+fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     let layout = job.weights.layout;
     x86::ternary_gemm::<GROUPS, PLANES>(
         job,

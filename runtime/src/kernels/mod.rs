@@ -18,6 +18,7 @@ mod avx512vnni;
 mod avxvnni;
 #[deny(unsafe_code)]
 mod float;
+mod output;
 #[deny(unsafe_code)]
 mod portable;
 #[deny(unsafe_code)]
@@ -30,7 +31,10 @@ mod x86;
 use core::ops::Range;
 
 use bitnet_formats::quant::NonFinite;
+use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_formats::{Activation, MatrixView, TernaryView, VectorView};
+
+pub use output::Output;
 
 /// A set of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +138,15 @@ pub struct TernaryGemm<'a> {
     pub store: Store,
 }
 
+impl TernaryGemm<'_> {
+    /// The rows of a group.
+    #[inline(always)]
+    fn rows(&self, group: usize) -> Range<usize> {
+        let first = group * GROUP_ROWS;
+        first..first + self.weights.group_rows(group)
+    }
+}
+
 /// A hidden state, ready for a dense head.
 #[derive(Clone, Copy, Debug)]
 pub enum HeadInput<'a> {
@@ -170,7 +183,7 @@ pub struct Latents<'a> {
 #[derive(Clone, Copy)]
 pub struct Kernels {
     isa: Isa,
-    ternary_gemm: unsafe fn(&TernaryGemm<'_>, out: &mut [f32]),
+    ternary_gemm: unsafe fn(&TernaryGemm<'_>, out: &mut Output<'_>),
     ternary_f32: unsafe fn(&TernaryView<'_>, Range<usize>, x: &[f32], out: &mut [f32]),
     head: unsafe fn(&MatrixView<'_>, Range<usize>, HeadInput<'_>, out: &mut [f32]),
     float: float::FloatKernels,
@@ -233,11 +246,21 @@ impl Kernels {
     ///
     /// If a length does not fit the job.
     pub fn ternary_gemm(&self, job: &TernaryGemm<'_>, out: &mut [f32]) {
+        self.ternary_gemm_into(job, &mut Output::new(out, job.weights.rows));
+    }
+
+    /// As [`ternary_gemm`](Self::ternary_gemm), into an output that holds the rows of the job's
+    /// groups.
+    ///
+    /// # Panics
+    ///
+    /// If a length does not fit the job, or a row is not part of the output.
+    pub fn ternary_gemm_into(&self, job: &TernaryGemm<'_>, out: &mut Output<'_>) {
         let n_tokens = job.activations.n_tokens();
         assert!(job.activations.stride >= job.weights.cols.next_multiple_of(CODE_PADDING));
         assert!(job.groups.end <= job.weights.n_groups());
         assert_eq!(job.factors.len(), n_tokens);
-        assert_eq!(out.len(), n_tokens * job.weights.rows);
+        assert_eq!((out.n_tokens(), out.rows()), (n_tokens, job.weights.rows));
         // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
         unsafe { (self.ternary_gemm)(job, out) };
     }

@@ -8,7 +8,7 @@ use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES, LineCodes};
 use bitnet_formats::{Activation, MatrixView, Row, TernaryView, VectorView};
 
 use super::float::FloatKernels;
-use super::{CacheRows, HeadInput, Isa, Kernels, Latents, Store, TernaryGemm};
+use super::{CacheRows, HeadInput, Isa, Kernels, Latents, Output, Store, TernaryGemm};
 use crate::math::{dot16, exp, silu, sqrt, squared_relu, sum16};
 
 pub(super) const KERNELS: Kernels = Kernels {
@@ -28,13 +28,11 @@ pub(super) const KERNELS: Kernels = Kernels {
     },
 };
 
-fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut [f32]) {
-    let rows = job.weights.rows;
+fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     for group in job.groups.clone() {
         for (t, factor) in job.factors.iter().enumerate() {
             let acc = dot_group(&job.weights, group, job.activations.token(t));
-            let first = t * rows + group * GROUP_ROWS;
-            let out = &mut out[first..first + job.weights.group_rows(group)];
+            let out = out.slice(t, job.rows(group));
             for (out, acc) in out.iter_mut().zip(acc) {
                 store(out, acc, *factor, job.store);
             }

@@ -15,7 +15,7 @@ use bitnet_formats::{MatrixView, Row, TernaryView};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::scalar::i8_logit;
-use super::{Activations, HeadInput, Store, TernaryGemm};
+use super::{Activations, HeadInput, Output, Store, TernaryGemm};
 
 pub(super) type Line = [u8; LINE_BYTES];
 /// One integer per row of a group.
@@ -76,7 +76,7 @@ impl<'a> Tile<'a> {
 #[inline(always)]
 pub(super) fn ternary_gemm<const GROUPS: usize, const PLANES: usize>(
     job: &TernaryGemm<'_>,
-    out: &mut [f32],
+    out: &mut Output<'_>,
     dot: impl Fn(&[Line], &[i8], i32) -> Sums,
     unpack: impl Fn(&[Line], &mut Panel<PLANES>),
     tile: usize,
@@ -141,13 +141,12 @@ fn sum_codes(job: &TernaryGemm<'_>, token: usize) -> i32 {
 #[inline(always)]
 fn store_group(
     job: &TernaryGemm<'_>,
-    out: &mut [f32],
+    out: &mut Output<'_>,
     (group, token): (usize, usize),
     sums: &Sums,
     factor: f32,
 ) {
-    let first = token * job.weights.rows + group * GROUP_ROWS;
-    let out = &mut out[first..first + job.weights.group_rows(group)];
+    let out = out.slice(token, job.rows(group));
     let y = sums.map(|sum| sum as f32 * factor);
     // A full group has a fixed length, and becomes a store of a register.
     match (out.first_chunk_mut::<GROUP_ROWS>(), job.store) {
