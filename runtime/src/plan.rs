@@ -17,6 +17,8 @@ pub struct SessionConfig {
     pub prefill_batch: usize,
     /// How keys and values are cached.
     pub kv: KvType,
+    /// Most threads that work at once, the caller's included: each needs a workspace of its own.
+    pub threads: usize,
 }
 
 /// The exact bytes of the two buffers a session is lent.
@@ -41,6 +43,9 @@ impl MemoryPlan {
         }
         if session.prefill_batch == 0 {
             return Err(RunError::PrefillBatch);
+        }
+        if session.threads == 0 {
+            return Err(RunError::NoThread);
         }
         let kv_bytes = layer_cache_regions(model, session)?.total()?;
         let kv_bytes = kv_bytes
@@ -109,7 +114,7 @@ pub(crate) fn layer_cache_regions(
 }
 
 /// Number of arrays in the scratch buffer.
-pub(crate) const SCRATCH_REGIONS: usize = 13;
+pub(crate) const SCRATCH_REGIONS: usize = 9;
 
 /// The arrays of the scratch buffer, in the order of [`crate::buffers::Scratch`].
 pub(crate) fn scratch_regions(
@@ -120,20 +125,34 @@ pub(crate) fn scratch_regions(
     let per_token = |n: usize| batch * n as u128;
     // Queries, keys and head outputs are dead before gate and up are born: they share one array.
     let wide = attention_width(model).max(2 * model.intermediate_size);
+    let workspace = workspace_regions(model, session)?.total()?;
     Regions::new([
-        (batch, 4),                         // ids
-        (per_token(model.hidden_size), 4),  // residual
+        (batch, 4),                                       // ids
+        (per_token(model.hidden_size), 4),                // residual
+        (per_token(code_stride(model)), 1),               // codes
+        (batch, 4),                                       // act_scales
+        (per_token(model.rope_dim()), 4),                 // angles
+        (per_token(wide), 4),                             // wide
+        (model.hidden_size as u128, 2),                   // hidden_codes
+        (workspace as u128 * session.threads as u128, 1), // workspaces
+        (model.vocab_size as u128, 4),                    // logits
+    ])
+}
+
+/// Number of arrays in the workspace of a thread.
+pub(crate) const WORKSPACE_REGIONS: usize = 5;
+
+/// The arrays of one thread's workspace, in the order of [`crate::buffers::Workspace`].
+pub(crate) fn workspace_regions(
+    model: &ModelConfig,
+    session: &SessionConfig,
+) -> Result<Regions<WORKSPACE_REGIONS>, RunError> {
+    Regions::new([
         (widest_input(model) as u128, 4),   // normed
-        (per_token(code_stride(model)), 1), // codes
-        (batch, 4),                         // act_scales
-        (batch, 4),                         // factors
-        (per_token(model.rope_dim()), 4),   // angles
-        (per_token(wide), 4),               // wide
+        (session.prefill_batch as u128, 4), // factors
         (session.max_seq_len as u128, 4),   // scores
         (latent_rank(model) as u128, 4),    // q_latent
         (latent_rank(model) as u128, 4),    // o_latent
-        (model.hidden_size as u128, 2),     // hidden_codes
-        (model.vocab_size as u128, 4),      // logits
     ])
 }
 
@@ -192,6 +211,7 @@ mod tests {
             max_seq_len,
             prefill_batch: 16,
             kv,
+            threads: 1,
         };
         MemoryPlan::new(&preset.config(), &session).unwrap()
     }
@@ -236,6 +256,7 @@ mod tests {
                     max_seq_len,
                     prefill_batch,
                     kv,
+                    threads: 1,
                 },
             )
             .unwrap_err()

@@ -18,11 +18,11 @@ mod avx512vnni;
 mod avxvnni;
 #[deny(unsafe_code)]
 mod float;
-mod output;
 #[deny(unsafe_code)]
 mod portable;
 #[deny(unsafe_code)]
 mod scalar;
+mod stripes;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -34,7 +34,7 @@ use bitnet_formats::quant::NonFinite;
 use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_formats::{Activation, MatrixView, TernaryView, VectorView};
 
-pub use output::Output;
+pub use stripes::{Output, Stripes};
 
 /// A set of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,7 +260,7 @@ impl Kernels {
         assert!(job.activations.stride >= job.weights.cols.next_multiple_of(CODE_PADDING));
         assert!(job.groups.end <= job.weights.n_groups());
         assert_eq!(job.factors.len(), n_tokens);
-        assert_eq!((out.n_tokens(), out.rows()), (n_tokens, job.weights.rows));
+        assert_eq!((out.n_rows(), out.width()), (n_tokens, job.weights.rows));
         // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
         unsafe { (self.ternary_gemm)(job, out) };
     }
