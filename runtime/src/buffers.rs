@@ -85,10 +85,12 @@ impl<'s> Scratch<'s> {
             logits,
         ] = split(bytes, regions.scratch);
         let wide_floats = wide.len() / 4;
+        let queries = plan::tile_queries(model, session.prefill_batch);
         let lengths = [
             plan::widest_input(model),
             n,
-            session.max_seq_len,
+            queries * session.max_seq_len,
+            queries * plan::tile_width(model),
             plan::latent_rank(model),
             plan::latent_rank(model),
         ];
@@ -131,8 +133,10 @@ pub(crate) struct Workspace<'s> {
     pub(crate) normed: &'s mut [f32],
     /// Output factors of the product in progress, `[n]`.
     pub(crate) factors: &'s mut [f32],
-    /// Scores of one head, `[max_seq_len]`.
+    /// Scores of a tile of queries, `[tile_queries, max_seq_len]`.
     pub(crate) scores: &'s mut [f32],
+    /// Outputs of a tile of queries, `[tile_queries, tile_width]`.
+    pub(crate) mixed: &'s mut [f32],
     /// Query of one head over the latent, `[kv_lora_rank]`.
     pub(crate) q_latent: &'s mut [f32],
     /// Output of one head over the latent, `[kv_lora_rank]`.
@@ -178,13 +182,14 @@ impl<'s> Workspace<'s> {
         regions: [usize; WORKSPACE_REGIONS],
         lengths: [usize; WORKSPACE_REGIONS],
     ) -> Self {
-        let [normed, factors, scores, q_latent, o_latent] = split(bytes, regions);
+        let [normed, factors, scores, mixed, q_latent, o_latent] = split(bytes, regions);
         Self {
             normed: array(normed, lengths[0]),
             factors: array(factors, lengths[1]),
             scores: array(scores, lengths[2]),
-            q_latent: array(q_latent, lengths[3]),
-            o_latent: array(o_latent, lengths[4]),
+            mixed: array(mixed, lengths[3]),
+            q_latent: array(q_latent, lengths[4]),
+            o_latent: array(o_latent, lengths[5]),
         }
     }
 }

@@ -10,16 +10,17 @@ use bitnet_formats::quant::{linear_factor, quantize_hidden};
 use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_formats::{Attention, Dtype, ModelConfig, RopePairing, TernaryView, VectorView};
 
-use crate::buffers::{LayerCache, Scratch, Workspaces, split};
+use crate::buffers::{KvRows, LayerCache, Scratch, Workspace, Workspaces, split};
 use crate::error::{RunError, at_layer};
-use crate::kernels::{HeadInput, Kernels, Latents, Store};
+use crate::kernels::{HeadInput, HeadRows, HeadShape, Kernels, Latents, Store};
 use crate::layers::bit_linear::{BitLinear, quantize_token};
+use crate::layers::grouped_attention::Tile;
 use crate::layers::latent_attention::{LatentHead, Work};
-use crate::layers::{grouped_attention, rope};
+use crate::layers::rope;
 use crate::math::sqrt;
 use crate::model::{Block, KvProjection, Model};
 use crate::parts::{Groups, Rows, Workers};
-use crate::plan::{code_stride, kv_widths};
+use crate::plan::{TILE_QUERIES, code_stride, kv_widths};
 
 /// The stages of a pass, in order. Those from `AttnIn` to `Down` repeat for every block, `HeadIn`
 /// and `Head` for every position whose logits are wanted.
@@ -33,7 +34,7 @@ pub(crate) enum Stage {
     Qkv,
     /// Unit: token. Rotate, and write the cache.
     Cache,
-    /// Unit: head of a token.
+    /// Unit: head of a token; those that read the same cached rows follow each other.
     Attend,
     /// Unit: token. Sub-norm and quantise the heads.
     AttnOut,
@@ -309,28 +310,25 @@ impl<'a> Forward<'a, '_> {
     fn attend(&mut self, units: Range<usize>) -> Result<(), RunError> {
         let (n, config) = (self.n_tokens(), self.config);
         let arrays = AttentionArrays::new(self.scratch.wide, n, config);
+        let shape = head_shape(config, n);
         let heads = Heads {
             kernels: self.model.kernels(),
             config,
             block: &self.block,
             cache: &self.cache,
+            shape,
+            start: self.start,
             capacity: self.capacity,
             queries: arrays.q,
             scale: 1.0 / sqrt(config.qk_head_dim() as f32),
         };
-        let (start, spaces) = (self.start, &mut self.scratch.spaces);
-        let outputs = Rows::new(arrays.out, config.v_head_dim());
+        let spaces = &mut self.scratch.spaces;
+        let outputs = HeadRows::new(arrays.out, shape, config.v_head_dim());
         self.workers
-            .run(units, outputs, spaces, |units, mut outputs, space| {
-                let (scores, q_latent) = (space.scores, space.q_latent);
-                for unit in units {
-                    let n = start + unit / config.n_heads + 1;
-                    let mut work = Work {
-                        scores: &mut scores[..n],
-                        q_latent,
-                        o_latent: space.o_latent,
-                    };
-                    heads.attend(unit, &mut work, outputs.row(unit));
+            .run(units, outputs, spaces, |units, mut outputs, mut space| {
+                let mut next = units.start;
+                while next < units.end {
+                    next += heads.attend(next..units.end, &mut space, &mut outputs);
                 }
                 Ok(())
             })
@@ -534,6 +532,8 @@ struct Heads<'s, 'w> {
     config: &'s ModelConfig,
     block: &'s Block<'w>,
     cache: &'s LayerCache<'s>,
+    shape: HeadShape,
+    start: usize,
     capacity: usize,
     /// `[n_tokens, n_heads, qk_head_dim]`.
     queries: &'s [f32],
@@ -542,26 +542,16 @@ struct Heads<'s, 'w> {
 }
 
 impl Heads<'_, '_> {
-    /// One head of one token, unit `token * n_heads + head`, over as many positions as there are
-    /// scores.
-    fn attend(&self, unit: usize, work: &mut Work<'_>, out: &mut [f32]) {
-        let (config, head) = (self.config, unit % self.config.n_heads);
-        let n = work.scores.len();
-        let query = &self.queries[unit * config.qk_head_dim()..][..config.qk_head_dim()];
+    /// The first of some units, and those that can share its reading of the cache; returns how many.
+    fn attend(
+        &self,
+        units: Range<usize>,
+        space: &mut Workspace<'_>,
+        outputs: &mut HeadRows<'_>,
+    ) -> usize {
         match (self.cache, self.block.kv) {
             (LayerCache::Grouped { keys, values }, _) => {
-                let first = head / (config.n_heads / n_kv_heads(config)) * self.capacity;
-                let keys = keys.rows(first..first + n, query.len());
-                let values = values.rows(first..first + n, out.len());
-                let cached = (keys, values);
-                grouped_attention::attend(
-                    self.kernels,
-                    query,
-                    cached,
-                    self.scale,
-                    work.scores,
-                    out,
-                );
+                self.attend_grouped(units, [keys, values], space, outputs)
             }
             (
                 LayerCache::Latent {
@@ -571,10 +561,14 @@ impl Heads<'_, '_> {
                 },
                 KvProjection::Latent { key, value, .. },
             ) => {
+                let (head, n) = (
+                    self.shape.token_and_head(units.start).1,
+                    self.length(units.start),
+                );
                 let latents = Latents {
-                    codes: &codes[..n * work.q_latent.len()],
+                    codes: &codes[..n * space.q_latent.len()],
                     factors: &factors[..n],
-                    rope_keys: &rope_keys[..n * config.rope_dim()],
+                    rope_keys: &rope_keys[..n * self.config.rope_dim()],
                 };
                 let head = LatentHead {
                     kernels: self.kernels,
@@ -583,10 +577,63 @@ impl Heads<'_, '_> {
                     head,
                     scale: self.scale,
                 };
-                head.attend(query, &latents, work, out);
+                let mut work = Work {
+                    scores: &mut space.scores[..n],
+                    q_latent: space.q_latent,
+                    o_latent: space.o_latent,
+                };
+                let out = outputs.row(units.start);
+                head.attend(self.query(units.start), &latents, &mut work, out);
+                1
             }
             _ => unreachable!("the cache follows the model"),
         }
+    }
+
+    /// A tile of the first units that read the same keys and values.
+    fn attend_grouped(
+        &self,
+        units: Range<usize>,
+        cached: [&KvRows<'_>; 2],
+        space: &mut Workspace<'_>,
+        outputs: &mut HeadRows<'_>,
+    ) -> usize {
+        let (first, width) = (units.start, self.config.v_head_dim());
+        let per_kv_head = self.shape.units_per_kv_head();
+        let kv_head = first / per_kv_head;
+        let n = TILE_QUERIES.min(units.end.min((kv_head + 1) * per_kv_head) - first);
+        let (mut queries, mut lengths) = ([&self.queries[..0]; TILE_QUERIES], [0; TILE_QUERIES]);
+        for i in 0..n {
+            (queries[i], lengths[i]) = (self.query(first + i), self.length(first + i));
+        }
+        let rows = kv_head * self.capacity..kv_head * self.capacity + lengths[n - 1];
+        let [keys, values] = cached;
+        let tile = Tile {
+            queries: &queries[..n],
+            lengths: &lengths[..n],
+            cached: [
+                keys.rows(rows.clone(), self.config.qk_head_dim()),
+                values.rows(rows, width),
+            ],
+            scale: self.scale,
+        };
+        let mixed = &mut space.mixed[..n * width];
+        tile.attend(self.kernels, space.scores, mixed);
+        for (i, mixed) in mixed.chunks_exact(width).enumerate() {
+            outputs.row(first + i).copy_from_slice(mixed);
+        }
+        n
+    }
+
+    fn query(&self, unit: usize) -> &[f32] {
+        let (token, head) = self.shape.token_and_head(unit);
+        let (n_heads, width) = (self.config.n_heads, self.config.qk_head_dim());
+        &self.queries[(token * n_heads + head) * width..][..width]
+    }
+
+    /// Positions a unit's token sees.
+    const fn length(&self, unit: usize) -> usize {
+        self.start + self.shape.token_and_head(unit).0 + 1
     }
 }
 
@@ -616,9 +663,15 @@ fn ffn_arrays<'s>(wide: &'s mut [f32], n: usize, config: &ModelConfig) -> [&'s m
     split(wide, [n * config.intermediate_size; 2])
 }
 
-const fn n_kv_heads(config: &ModelConfig) -> usize {
-    match config.attention {
+/// Which units attention has: the heads of a latent cache all read the same rows.
+const fn head_shape(config: &ModelConfig, n_tokens: usize) -> HeadShape {
+    let n_kv_heads = match config.attention {
         Attention::Grouped { n_kv_heads, .. } => n_kv_heads,
-        Attention::Latent { .. } => config.n_heads,
+        Attention::Latent { .. } => 1,
+    };
+    HeadShape {
+        n_tokens,
+        n_kv_heads,
+        group: config.n_heads / n_kv_heads,
     }
 }

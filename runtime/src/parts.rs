@@ -9,7 +9,7 @@ use bitnet_formats::ternary::GROUP_ROWS;
 
 use crate::buffers::{Workspace, Workspaces};
 use crate::error::RunError;
-use crate::kernels::{Output, Stripes};
+use crate::kernels::{HeadRows, Output, Stripes};
 #[cfg(feature = "std")]
 use crate::parallel::Threads;
 
@@ -120,6 +120,12 @@ impl<T> Split for Positions<'_, T> {
             width,
         };
         (part(low), part(high))
+    }
+}
+
+impl Split for HeadRows<'_> {
+    fn split_at(self, unit: usize) -> (Self, Self) {
+        HeadRows::split_at(self, unit)
     }
 }
 

@@ -140,20 +140,44 @@ pub(crate) fn scratch_regions(
 }
 
 /// Number of arrays in the workspace of a thread.
-pub(crate) const WORKSPACE_REGIONS: usize = 5;
+pub(crate) const WORKSPACE_REGIONS: usize = 6;
 
 /// The arrays of one thread's workspace, in the order of [`crate::buffers::Workspace`].
 pub(crate) fn workspace_regions(
     model: &ModelConfig,
     session: &SessionConfig,
 ) -> Result<Regions<WORKSPACE_REGIONS>, RunError> {
+    let queries = tile_queries(model, session.prefill_batch) as u128;
     Regions::new([
-        (widest_input(model) as u128, 4),   // normed
-        (session.prefill_batch as u128, 4), // factors
-        (session.max_seq_len as u128, 4),   // scores
-        (latent_rank(model) as u128, 4),    // q_latent
-        (latent_rank(model) as u128, 4),    // o_latent
+        (widest_input(model) as u128, 4),           // normed
+        (session.prefill_batch as u128, 4),         // factors
+        (queries * session.max_seq_len as u128, 4), // scores
+        (queries * tile_width(model) as u128, 4),   // mixed
+        (latent_rank(model) as u128, 4),            // q_latent
+        (latent_rank(model) as u128, 4),            // o_latent
     ])
+}
+
+/// Most queries that read the same cached rows together.
+pub(crate) const TILE_QUERIES: usize = 4;
+
+/// Queries of a tile of attention: no more than there can be for a key and value head.
+pub(crate) fn tile_queries(model: &ModelConfig, n_tokens: usize) -> usize {
+    match model.attention {
+        Attention::Grouped { n_kv_heads, .. } => {
+            let per_head = (model.n_heads / n_kv_heads).saturating_mul(n_tokens);
+            per_head.min(TILE_QUERIES)
+        }
+        Attention::Latent { .. } => 1,
+    }
+}
+
+/// Outputs of a query of a tile; latent attention has a place of its own for them.
+pub(crate) const fn tile_width(model: &ModelConfig) -> usize {
+    match model.attention {
+        Attention::Grouped { .. } => model.v_head_dim(),
+        Attention::Latent { .. } => 0,
+    }
 }
 
 /// Widest input of a BitLinear.

@@ -74,6 +74,90 @@ impl<'a, T> Stripes<'a, T> {
     }
 }
 
+/// Outputs of attention, `[n_tokens, n_heads, width]`, by the cached rows they come from.
+///
+/// Units are numbered by key and value head first, then token, then query head of the group: those
+/// that read the same cache follow each other, while their rows interleave in memory.
+pub(crate) struct HeadRows<'a> {
+    start: *mut f32,
+    shape: HeadShape,
+    width: usize,
+    owned: Range<usize>,
+    lent: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: `HeadRows` is an exclusive borrow of floats, which may move to another thread.
+unsafe impl Send for HeadRows<'_> {}
+
+/// How many units there are, and what they are.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadShape {
+    pub(crate) n_tokens: usize,
+    pub(crate) n_kv_heads: usize,
+    /// Query heads of a key and value head.
+    pub(crate) group: usize,
+}
+
+impl HeadShape {
+    pub(crate) const fn units(self) -> usize {
+        self.n_kv_heads * self.units_per_kv_head()
+    }
+
+    pub(crate) const fn units_per_kv_head(self) -> usize {
+        self.n_tokens * self.group
+    }
+
+    /// Token and query head of a unit: every pair is that of one unit.
+    pub(crate) const fn token_and_head(self, unit: usize) -> (usize, usize) {
+        let (kv_head, rest) = (
+            unit / self.units_per_kv_head(),
+            unit % self.units_per_kv_head(),
+        );
+        (rest / self.group, kv_head * self.group + rest % self.group)
+    }
+}
+
+impl<'a> HeadRows<'a> {
+    /// All of `out`.
+    ///
+    /// # Panics
+    ///
+    /// If `out` does not have the shape.
+    pub(crate) fn new(out: &'a mut [f32], shape: HeadShape, width: usize) -> Self {
+        assert_eq!(out.len(), shape.units() * width);
+        Self {
+            start: out.as_mut_ptr(),
+            shape,
+            width,
+            owned: 0..shape.units(),
+            lent: PhantomData,
+        }
+    }
+
+    /// The units below `unit`, and the others.
+    pub(crate) fn split_at(self, unit: usize) -> (Self, Self) {
+        let unit = unit.clamp(self.owned.start, self.owned.end);
+        let part = |owned| Self { owned, ..self };
+        (part(self.owned.start..unit), part(unit..self.owned.end))
+    }
+
+    /// The row of an owned unit.
+    ///
+    /// # Panics
+    ///
+    /// If the unit is not part of this.
+    pub(crate) fn row(&mut self, unit: usize) -> &mut [f32] {
+        assert!(self.owned.contains(&unit));
+        let (token, head) = self.shape.token_and_head(unit);
+        let row = token * self.shape.n_kv_heads * self.shape.group + head;
+        // SAFETY: `new` had exclusive access to `units * width` floats for 'a, and a unit, which the
+        // assert puts below `units`, has token and head within the shape, so its row is inside of
+        // those. Different units have different rows, and `owned`, which `split_at` makes disjoint,
+        // keeps every other `HeadRows` of the array away; `&mut self` keeps this one away.
+        unsafe { core::slice::from_raw_parts_mut(self.start.add(row * self.width), self.width) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +171,21 @@ mod tests {
         middle.slice(0, 2..4).fill(2);
         right.slice(1, 5..6).fill(3);
         assert_eq!(array, [0, 0, 2, 2, 0, 0, 1, 1, 0, 0, 0, 3]);
+    }
+
+    #[test]
+    fn each_unit_has_a_token_and_head_of_its_own() {
+        let shape = HeadShape {
+            n_tokens: 3,
+            n_kv_heads: 2,
+            group: 2,
+        };
+        let mut out = [9.0; 12];
+        let (mut low, mut high) = HeadRows::new(&mut out, shape, 1).split_at(5);
+        (0..5).for_each(|unit| low.row(unit)[0] = unit as f32);
+        (5..12).for_each(|unit| high.row(unit)[0] = unit as f32);
+        let expected = [0., 1., 6., 7., 2., 3., 8., 9., 4., 5., 10., 11.];
+        assert_eq!(out, expected);
     }
 
     #[test]
