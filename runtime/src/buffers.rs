@@ -2,12 +2,11 @@
 
 use core::ops::Range;
 
-use bitnet_formats::float::f32_to_f16;
 use bitnet_formats::{Attention, KvType, ModelConfig};
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 use crate::error::{Buffer, RunError};
-use crate::kernels::CacheRows;
+use crate::kernels::{CacheRows, Kernels};
 use crate::parts::{Positions, Split};
 use crate::plan::{self, ALIGNMENT, SCRATCH_REGIONS, SessionConfig, WORKSPACE_REGIONS};
 
@@ -238,14 +237,11 @@ pub(crate) enum NewRows<'c> {
 
 impl NewRows<'_> {
     /// Stores the `width` elements of each head, rounding to the nearest f16 where the cache is f16.
-    pub(crate) fn write(&mut self, unit: usize, heads: &[f32], width: usize) {
+    pub(crate) fn write(&mut self, kernels: &Kernels, unit: usize, heads: &[f32], width: usize) {
         for (h, values) in heads.chunks_exact(width).enumerate() {
             match self {
                 Self::F32(rows) => rows.row(h, unit).copy_from_slice(values),
-                Self::F16(rows) => {
-                    let row = rows.row(h, unit).iter_mut();
-                    row.zip(values).for_each(|(half, v)| *half = f32_to_f16(*v));
-                }
+                Self::F16(rows) => kernels.narrow(values, rows.row(h, unit)),
             }
         }
     }

@@ -231,7 +231,7 @@ impl<'a> Forward<'a, '_> {
     }
 
     fn write_grouped(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
-        let (n, config) = (self.n_tokens(), self.config);
+        let (n, config, kernels) = (self.n_tokens(), self.config, self.model.kernels());
         let LayerCache::Grouped { keys, values } = &mut self.cache else {
             unreachable!("the cache follows the model");
         };
@@ -252,8 +252,8 @@ impl<'a> Forward<'a, '_> {
                 for token in tokens {
                     rotation.rotate_heads(token, queries.row(token), dims.0);
                     rotation.rotate_heads(token, k.row(token), dims.0);
-                    keys.write(token, k.row(token), dims.0);
-                    values.write(token, &v[token * width..][..width], dims.1);
+                    keys.write(kernels, token, k.row(token), dims.0);
+                    values.write(kernels, token, &v[token * width..][..width], dims.1);
                 }
                 Ok(())
             })

@@ -60,7 +60,7 @@ pub(crate) struct Args {
 
     /// Tokens of a prompt that are read together: more is faster and takes more scratch memory.
     /// Never more than the context.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     prefill_batch: usize,
 
     /// Threads that work at once [default: the performance cores this process may use]. The result

@@ -249,8 +249,9 @@ pub(super) fn multiply(panels: &[Panel<PLANES>], tile: &Tile<'_>, acc: &mut [[Su
 fn multiply_one<const N: usize>(panel: &Panel<PLANES>, tile: &Tile<'_>, acc: &mut [[Sums; 2]]) {
     let tokens = tile.tokens::<N>();
     let mut sums = [_mm512_setzero_si512(); N];
-    for (j, plane) in panel.0[..tile.fours.1].iter().enumerate() {
-        let digits = load(plane);
+    let (n, planes) = (tile.fours.1, &panel.0[..tile.fours.1]);
+    for j in 0..n {
+        let digits = load(&planes[j]);
         for (sum, token) in sums.iter_mut().zip(tokens) {
             *sum = _mm512_dpbusd_epi32(*sum, digits, broadcast(&token[j]));
         }
@@ -271,8 +272,9 @@ fn multiply_two<const N: usize>(
     let tokens = tile.tokens::<N>();
     let n = tile.fours.1;
     let mut sums = [[_mm512_setzero_si512(); 2]; N];
-    for (j, (first, second)) in first.0[..n].iter().zip(&second.0[..n]).enumerate() {
-        let digits = [load(first), load(second)];
+    let (first, second) = (&first.0[..n], &second.0[..n]);
+    for j in 0..n {
+        let digits = [load(&first[j]), load(&second[j])];
         for (sums, token) in sums.iter_mut().zip(tokens) {
             let four = broadcast(&token[j]);
             sums[0] = _mm512_dpbusd_epi32(sums[0], digits[0], four);

@@ -7,6 +7,7 @@
 //!
 //! [`float_kernels`] makes the functions of a set.
 
+use bitnet_formats::float::f32_to_f16;
 use bitnet_formats::quant::{self, NonFinite};
 use bitnet_formats::{Activation, VectorView};
 
@@ -27,6 +28,7 @@ pub(super) struct FloatKernels {
     pub(super) quantize: unsafe fn(&[f32], &mut [i8]) -> Result<f32, NonFinite>,
     pub(super) softmax: unsafe fn(&mut [f32]),
     pub(super) gated: unsafe fn(Activation, &mut [f32], &[f32]),
+    pub(super) narrow: unsafe fn(&[f32], &mut [u16]),
     pub(super) scores_of: ScoresOf,
     pub(super) add_mixes: unsafe fn(CacheRows<'_>, &[f32], usize, &mut [f32], usize),
     pub(super) latent_scores: unsafe fn([&[f32]; 2], &Latents<'_>, f32, &mut [f32]),
@@ -61,6 +63,10 @@ macro_rules! float_kernels {
         #[$features]
         fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
             float::gated(activation, gate, up);
+        }
+        #[$features]
+        fn narrow(x: &[f32], out: &mut [u16]) {
+            float::narrow(x, out);
         }
         #[$features]
         fn scores_of(
@@ -112,6 +118,7 @@ macro_rules! float_kernels {
             quantize,
             softmax,
             gated,
+            narrow,
             scores_of,
             add_mixes,
             latent_scores,
@@ -266,6 +273,13 @@ pub(super) fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
     match activation {
         Activation::SquaredRelu => pairs.for_each(|(g, u)| *g = squared_relu(*g) * u),
         Activation::Silu => pairs.for_each(|(g, u)| *g = silu(*g) * u),
+    }
+}
+
+#[inline(always)]
+pub(super) fn narrow(x: &[f32], out: &mut [u16]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = f32_to_f16(*x);
     }
 }
 

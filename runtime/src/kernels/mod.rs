@@ -364,6 +364,17 @@ impl Kernels {
         unsafe { (self.float.gated)(activation, gate, up) };
     }
 
+    /// Rounds to the nearest f16, ties to even: [`bitnet_formats::float::f32_to_f16`].
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    pub fn narrow(&self, x: &[f32], out: &mut [u16]) {
+        assert_eq!(x.len(), out.len());
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.float.narrow)(x, out) };
+    }
+
     /// `scores[i][j] = (keys[j] . queries[i]) * scale`, in sixteen lanes. Row `i` of the scores
     /// begins at `i * stride`; what follows its last score is left alone.
     ///

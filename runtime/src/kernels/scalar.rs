@@ -21,6 +21,7 @@ pub(super) const KERNELS: Kernels = Kernels {
         quantize: quantize_activations,
         softmax,
         gated,
+        narrow: super::float::narrow,
         scores_of,
         add_mixes,
         latent_scores,

@@ -169,7 +169,7 @@ fn gemm_equals_the_integer_loop_at_the_limits() {
 #[test]
 fn gemm_equals_the_integer_loop_for_many_tokens() {
     let mut random = Random(19);
-    for n_tokens in [63, 64, 65, 130] {
+    for n_tokens in [127, 128, 129, 257] {
         for (rows, cols) in [(16, 20), (50, 345)] {
             let codes = random.fill(rows * cols, |r| (r % 3) as i8 - 1);
             let tokens = random.fill(n_tokens * cols, |r| r as i8);
@@ -428,6 +428,28 @@ fn what_is_not_finite_is_an_error_in_every_set() {
                     kernels.isa()
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn every_set_rounds_to_f16_as_formats_does() {
+    let mut random = Random(37);
+    let limits = [
+        0.0, -0.0, 65_519.9, 65_520.0, -1e30, 6.0e-8, 2.98e-8, 6.1e-5, 6.09e-5,
+    ];
+    for n in FLOAT_LENGTHS {
+        let any = random.fill(n, |r| f32::from_bits(r as u32 & 0xff7f_ffff));
+        let near = floats(&mut random, n);
+        let x: Vec<f32> = limits.into_iter().chain(any).chain(near).collect();
+        let expected: Vec<u16> = x
+            .iter()
+            .map(|x| bitnet_formats::float::f32_to_f16(*x))
+            .collect();
+        for kernels in Kernels::available() {
+            let mut out = vec![1; x.len()];
+            kernels.narrow(&x, &mut out);
+            assert_eq!(out, expected, "{:?} {n}", kernels.isa());
         }
     }
 }

@@ -25,7 +25,7 @@ pub(super) type Sums = [i32; GROUP_ROWS];
 /// follows it, as does the next matrix of the file, so running over an end fetches what comes next.
 const PREFETCH_BYTES: usize = 4_096;
 /// Tokens that share one decoding of the weights: their sums fit the stack.
-pub(super) const TOKEN_BLOCK: usize = 64;
+pub(super) const TOKEN_BLOCK: usize = 128;
 
 /// Asks for the memory that will be read [`PREFETCH_BYTES`] after `at`.
 #[inline(always)]
