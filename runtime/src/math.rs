@@ -66,7 +66,11 @@ pub fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4; // 355 / 512, exactly
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-87.0, 88.0);
-    let n = bitnet_formats::float::round_half_even(clamped * core::f32::consts::LOG2_E);
+    // The addition rounds to an integer and leaves it in the low bits: no conversion is needed,
+    // which compilers would do one by one.
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+    let rounded = clamped * core::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
     let mut series = 1.0 / 5_040.0;
     for coefficient in [
@@ -80,7 +84,8 @@ pub fn exp(x: f32) -> f32 {
     ] {
         series = series * r + coefficient;
     }
-    let power = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits() - 127);
+    let power = f32::from_bits(exponent << 23);
     if x < -87.0 { 0.0 } else { series * power }
 }
 

@@ -115,30 +115,57 @@ fn tile<T: Cached, const M: usize>(
     scale: f32,
 ) -> [f32; LANES] {
     let (width, per_tile) = (queries[0].len(), LANES / M);
+    let queries = queries.map(<[f32]>::as_ptr);
+    // A missing key repeats the last; its scores are not used.
+    let mut rows = [keys.as_ptr(); LANES];
+    for (k, row) in rows[..per_tile].iter_mut().enumerate() {
+        *row = keys[k.min(n - 1) * width..][..width].as_ptr();
+    }
     let mut sums = [_mm512_setzero_ps(); LANES];
-    for first in (0..width).step_by(LANES) {
-        let mask = mask(first, width);
-        let mut parts = [_mm512_setzero_ps(); M];
-        for (part, query) in parts.iter_mut().zip(queries) {
-            // SAFETY: the mask is of the columns that are left of a query; `rows` has the features.
-            *part = unsafe { f32::load(query[first..].as_ptr(), mask) };
-        }
-        for k in 0..per_tile {
-            // A missing key repeats the last; its scores are not used.
-            let row = &keys[k.min(n - 1) * width + first..];
-            // SAFETY: as above, of a key, which is as wide.
-            let key = unsafe { T::load(row.as_ptr(), mask) };
-            for (m, query) in parts.into_iter().enumerate() {
-                let sum = &mut sums[leaf(m * per_tile + k)];
-                *sum = _mm512_add_ps(*sum, _mm512_mul_ps(key, query));
-            }
-        }
+    let full = width / LANES * LANES;
+    for first in (0..full).step_by(LANES) {
+        // SAFETY: queries and rows have `width` elements, and sixteen from `first` on are below it.
+        unsafe { add_products::<T, M>(&mut sums, queries, &rows, first, !0) };
+    }
+    if full < width {
+        // SAFETY: the mask is of the elements from `full` on that are below `width`.
+        unsafe { add_products::<T, M>(&mut sums, queries, &rows, full, mask(full, width)) };
     }
     let scores = _mm512_mul_ps(fold(sums), _mm512_set1_ps(scale));
     let mut out = [0.0; LANES];
     // SAFETY: sixteen writable f32, and the store asks for no alignment.
     unsafe { _mm512_storeu_ps(out.as_mut_ptr(), scores) };
     out
+}
+
+/// Adds the products of `M` queries and `16 / M` keys in the masked columns from `first` on.
+///
+/// # Safety
+///
+/// Each query and the first `16 / M` rows are readable in those columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn add_products<T: Cached, const M: usize>(
+    sums: &mut [__m512; LANES],
+    queries: [*const f32; M],
+    rows: &[*const T; LANES],
+    first: usize,
+    mask: __mmask16,
+) {
+    let per_tile = LANES / M;
+    let mut parts = [_mm512_setzero_ps(); M];
+    for (part, query) in parts.iter_mut().zip(queries) {
+        // SAFETY: the caller's promise.
+        *part = unsafe { f32::load(query.add(first), mask) };
+    }
+    for (k, row) in rows[..per_tile].iter().enumerate() {
+        // SAFETY: the caller's promise.
+        let key = unsafe { T::load(row.add(first), mask) };
+        for (m, query) in parts.into_iter().enumerate() {
+            let sum = &mut sums[leaf(m * per_tile + k)];
+            *sum = _mm512_add_ps(*sum, _mm512_mul_ps(key, query));
+        }
+    }
 }
 
 /// Which sum [`fold`] leaves in `lane`.

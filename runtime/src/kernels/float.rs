@@ -245,12 +245,15 @@ pub(super) fn softmax(scores: &mut [f32]) {
 #[inline(always)]
 fn maximum(scores: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = scores.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    for chunk in scores.chunks(LANES) {
-        let pairs = lanes.iter_mut().zip(chunk);
-        pairs.for_each(|(lane, s)| *lane = larger(*lane, *s));
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], chunk[i]);
+        }
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+    let all = lanes.iter().chain(rest).copied();
+    all.fold(f32::NEG_INFINITY, larger)
 }
 
 /// The sum in sixteen lanes.
