@@ -11,7 +11,7 @@ use bitnet_formats::ternary::t5_digits;
 
 use super::avx512vnni::{self, GROUPS, PLANES, TILE};
 use super::avx512vnni::{add_fields, broadcast, dot_fields, load, store, store_sums};
-use super::x86::{self, Line, Panel, Sums, prefetch_after};
+use super::x86::{self, Line, Panel, Sums, prefetch_after, prefetch_ahead};
 use super::{Isa, Kernels, Output, TernaryGemm};
 
 /// The set, where the machine has it.
@@ -111,7 +111,7 @@ fn dot_t5(lines: &[Line], token: &[i8], sum: i32) -> Sums {
 fn unpack_t5(lines: &[Line], panel: &mut Panel<PLANES>) {
     let tables = tables();
     for (line, [planes @ .., last]) in lines.iter().zip(panel.0.as_chunks_mut::<5>().0) {
-        prefetch_after(line);
+        prefetch_ahead(line, PLANES / 5);
         let [fields, fifth] = digits(&tables, line);
         avx512vnni::unpack_fields(fields, planes);
         store(last, fifth);

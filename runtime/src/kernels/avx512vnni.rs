@@ -11,7 +11,7 @@ use core::ops::Range;
 use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 
 use super::float::{FloatKernels, float_kernels};
-use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
+use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, prefetch_ahead, with_count};
 use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
 use super::{avx2, avx512attention};
 
@@ -35,11 +35,11 @@ pub(super) fn kernels() -> Option<Kernels> {
 }
 
 /// Row groups that share a broadcast of activations.
-pub(super) const GROUPS: usize = 2;
-/// Planes of a panel: 16 lines of T5, 20 of T2; two panels and the activations stay in L1.
+pub(super) const GROUPS: usize = 4;
+/// Planes of a panel: 16 lines of T5, 20 of T2; the panels and the activations stay in L1.
 pub(super) const PLANES: usize = 80;
-/// Tokens of a tile: 16 sums of [`GROUPS`] groups hide the latency of the dot product.
-pub(super) const TILE: usize = 8;
+/// Tokens of a tile: 24 sums, the digits of [`GROUPS`] groups and a broadcast fill the registers.
+pub(super) const TILE: usize = 6;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
@@ -199,7 +199,7 @@ pub(super) fn dot_t2(lines: &[Line], token: &[i8], sum: i32) -> Sums {
 fn unpack_t5(lines: &[Line], panel: &mut Panel<PLANES>) {
     let one = _mm512_set1_epi8(1);
     for (line, planes) in lines.iter().zip(panel.0.as_chunks_mut::<5>().0) {
-        prefetch_after(line);
+        prefetch_ahead(line, PLANES / 5);
         let mut x = fractions(line);
         for plane in planes {
             let from_one = _mm512_cmpge_epu8_mask(x, _mm512_set1_epi8(86));
@@ -214,7 +214,7 @@ fn unpack_t5(lines: &[Line], panel: &mut Panel<PLANES>) {
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn unpack_t2(lines: &[Line], panel: &mut Panel<PLANES>) {
     for (line, planes) in lines.iter().zip(panel.0.as_chunks_mut::<4>().0) {
-        prefetch_after(line);
+        prefetch_ahead(line, PLANES / 4);
         unpack_fields(load(line), planes);
     }
 }
@@ -239,51 +239,51 @@ pub(super) fn unpack_fields(fields: __m512i, planes: &mut [Line; 4]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn multiply(panels: &[Panel<PLANES>], tile: &Tile<'_>, acc: &mut [[Sums; GROUPS]]) {
     match panels {
-        [one] => with_count!(acc.len(), [1 2 3 4 5 6 7 8], multiply_one(one, tile, acc)),
-        [a, b] => with_count!(acc.len(), [1 2 3 4 5 6 7 8], multiply_two(a, b, tile, acc)),
-        _ => unreachable!("one or two groups"),
+        [a] => multiply_groups([a], tile, acc),
+        [a, b] => multiply_groups([a, b], tile, acc),
+        [a, b, c] => multiply_groups([a, b, c], tile, acc),
+        [a, b, c, d] => multiply_groups([a, b, c, d], tile, acc),
+        _ => unreachable!("one to four groups"),
     }
 }
 
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn multiply_one<const N: usize>(panel: &Panel<PLANES>, tile: &Tile<'_>, acc: &mut [[Sums; 2]]) {
-    let tokens = tile.tokens::<N>();
-    let mut sums = [_mm512_setzero_si512(); N];
-    let (n, planes) = (tile.fours.1, &panel.0[..tile.fours.1]);
-    for j in 0..n {
-        let digits = load(&planes[j]);
-        for (sum, token) in sums.iter_mut().zip(tokens) {
-            *sum = _mm512_dpbusd_epi32(*sum, digits, broadcast(&token[j]));
-        }
-    }
-    for (acc, sum) in acc.iter_mut().zip(sums) {
-        add_to(&mut acc[0], sum);
-    }
-}
-
-/// Two groups meet each broadcast: two loads and `N` broadcasts for `2 N` dot products.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn multiply_two<const N: usize>(
-    first: &Panel<PLANES>,
-    second: &Panel<PLANES>,
+fn multiply_groups<const G: usize>(
+    panels: [&Panel<PLANES>; G],
     tile: &Tile<'_>,
-    acc: &mut [[Sums; 2]],
+    acc: &mut [[Sums; GROUPS]],
+) {
+    with_count!(acc.len(), [1 2 3 4 5 6], multiply_tile<G>(panels, tile, acc));
+}
+
+/// Each broadcast meets `G` groups: `G` loads and `N` broadcasts for `G N` dot products.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn multiply_tile<const N: usize, const G: usize>(
+    panels: [&Panel<PLANES>; G],
+    tile: &Tile<'_>,
+    acc: &mut [[Sums; GROUPS]],
 ) {
     let tokens = tile.tokens::<N>();
     let n = tile.fours.1;
-    let mut sums = [[_mm512_setzero_si512(); 2]; N];
-    let (first, second) = (&first.0[..n], &second.0[..n]);
+    let mut sums = [[_mm512_setzero_si512(); G]; N];
+    assert!(n <= PLANES);
     for j in 0..n {
-        let digits = [load(&first[j]), load(&second[j])];
+        let mut digits = [_mm512_setzero_si512(); G];
+        for (digits, panel) in digits.iter_mut().zip(panels) {
+            *digits = load(&panel.0[j]);
+        }
         for (sums, token) in sums.iter_mut().zip(tokens) {
             let four = broadcast(&token[j]);
-            sums[0] = _mm512_dpbusd_epi32(sums[0], digits[0], four);
-            sums[1] = _mm512_dpbusd_epi32(sums[1], digits[1], four);
+            for (sum, digits) in sums.iter_mut().zip(digits) {
+                *sum = _mm512_dpbusd_epi32(*sum, digits, four);
+            }
         }
     }
     for (acc, sums) in acc.iter_mut().zip(sums) {
-        add_to(&mut acc[0], sums[0]);
-        add_to(&mut acc[1], sums[1]);
+        for (acc, sum) in acc.iter_mut().zip(sums) {
+            add_to(acc, sum);
+        }
     }
 }
 

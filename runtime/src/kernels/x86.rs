@@ -30,10 +30,21 @@ pub(super) const TOKEN_BLOCK: usize = 128;
 /// Asks for the memory that will be read [`PREFETCH_BYTES`] after `at`.
 #[inline(always)]
 pub(super) fn prefetch_after<T>(at: *const T) {
-    let ahead = at.cast::<i8>().wrapping_add(PREFETCH_BYTES);
+    prefetch(at.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+}
+
+/// Asks for the line that is `n` lines after this: one that goes into the next panel, which is due
+/// after all tokens have met this one.
+#[inline(always)]
+pub(super) fn prefetch_ahead(line: &Line, n: usize) {
+    prefetch(line.as_ptr().cast::<i8>().wrapping_add(n * LINE_BYTES));
+}
+
+#[inline(always)]
+fn prefetch(at: *const i8) {
     // SAFETY: a prefetch is a hint that reads nothing and never faults, whatever the address; SSE,
     // which has it, is part of x86-64.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead) };
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
 }
 
 /// Four activations as one lane.
@@ -252,8 +263,14 @@ pub(super) fn dot_i8_rest(codes: &[u8], x: &[i16]) -> i64 {
     terms.sum()
 }
 
-/// Calls a function that is generic over a number of tokens with the number at hand.
+/// Calls a function that is generic over a number of tokens (and one more) with the number at hand.
 macro_rules! with_count {
+    ($n:expr, [$($count:literal)+], $f:ident<$more:ident> $args:tt) => {
+        match $n {
+            $($count => $f::<$count, $more> $args,)+
+            n => unreachable!("a tile of {n} tokens"),
+        }
+    };
     ($n:expr, [$($count:literal)+], $f:ident $args:tt) => {
         match $n {
             $($count => $f::<$count> $args,)+
