@@ -7,7 +7,7 @@
 //!
 //! Functions here are inlined into callers that have an instruction set, and are compiled for it.
 
-use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use core::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
 use core::ops::Range;
 
 use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES};
@@ -38,6 +38,15 @@ pub(super) fn prefetch_after<T>(at: *const T) {
 #[inline(always)]
 pub(super) fn prefetch_ahead(line: &Line, n: usize) {
     prefetch(line.as_ptr().cast::<i8>().wrapping_add(n * LINE_BYTES));
+}
+
+/// Asks for the outputs of a group: rows of tokens lie far apart, and a store that misses the cache
+/// holds up those behind it.
+#[inline(always)]
+fn prefetch_for_writing(out: &[f32]) {
+    // SAFETY: as in `prefetch`; machines without the hint for writing take it for one to read or for
+    // no operation.
+    unsafe { _mm_prefetch::<_MM_HINT_ET0>(out.as_ptr().cast()) };
 }
 
 #[inline(always)]
@@ -117,6 +126,11 @@ pub(super) fn ternary_gemm<const GROUPS: usize, const PLANES: usize>(
         for group in job.groups.clone().step_by(GROUPS) {
             let n_groups = GROUPS.min(job.groups.end - group);
             acc[..n].fill([[0; GROUP_ROWS]; GROUPS]);
+            for t in first..first + n {
+                (group..group + n_groups).for_each(|group| {
+                    prefetch_for_writing(out.slice(t, job.rows(group)));
+                });
+            }
             for start in (0..n_lines).step_by(PLANES / planes) {
                 let len = (PLANES / planes).min(n_lines - start);
                 for (g, panel) in panels[..n_groups].iter_mut().enumerate() {
