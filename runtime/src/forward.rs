@@ -608,6 +608,14 @@ impl Heads<'_, '_> {
         }
         let rows = kv_head * self.capacity..kv_head * self.capacity + lengths[n - 1];
         let [keys, values] = cached;
+        if first + n == (kv_head + 1) * per_kv_head && first + n < units.end {
+            let next = (kv_head + 1) * self.capacity;
+            keys.rows(
+                next..next + self.length(first + n),
+                self.config.qk_head_dim(),
+            )
+            .prefetch();
+        }
         let tile = Tile {
             queries: &queries[..n],
             lengths: &lengths[..n],

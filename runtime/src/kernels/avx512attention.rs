@@ -13,6 +13,7 @@
 use core::arch::x86_64::*;
 
 use super::CacheRows;
+use super::x86::prefetch;
 
 /// Elements of a register.
 const LANES: usize = 16;
@@ -27,6 +28,17 @@ trait Cached: Copy {
     ///
     /// The elements of `mask` are readable, and the machine has AVX-512 F and BW with VL.
     unsafe fn load(row: *const Self, mask: __mmask16) -> __m512;
+}
+
+/// How far ahead of the loads cached rows are asked for, in bytes.
+const AHEAD_BYTES: usize = 2_048;
+
+/// Asks for the elements [`AHEAD_BYTES`] after `at`, or the last before `end` if that is sooner: what
+/// follows belongs to nobody yet.
+#[inline(always)]
+fn prefetch_within<T>(at: *const T, end: *const T) {
+    let ahead = at.wrapping_byte_add(AHEAD_BYTES).min(end.wrapping_sub(1));
+    prefetch(ahead.cast());
 }
 
 impl Cached for f32 {
@@ -93,9 +105,10 @@ fn rows<T: Cached, const M: usize>(
 ) -> usize {
     let width = queries[0].len();
     let per_tile = LANES / M;
+    let end = keys.as_ptr_range().end;
     for (t, keys) in keys.chunks(per_tile * width).enumerate() {
         let n = keys.len() / width;
-        let tile = tile(queries, keys, n, scale);
+        let tile = tile(queries, (keys, end), n, scale);
         for (m, tile) in tile.chunks_exact(per_tile).enumerate() {
             let first = m * stride + t * per_tile;
             scores[first..first + n].copy_from_slice(&tile[..n]);
@@ -105,12 +118,12 @@ fn rows<T: Cached, const M: usize>(
 }
 
 /// The scores of `M` queries and `n <= 16 / M` keys: that of query `m` and key `k` is number
-/// `m * 16 / M + k`.
+/// `m * 16 / M + k`. `end` is where the last tile's keys end.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn tile<T: Cached, const M: usize>(
     queries: [&[f32]; M],
-    keys: &[T],
+    (keys, end): (&[T], *const T),
     n: usize,
     scale: f32,
 ) -> [f32; LANES] {
@@ -124,6 +137,9 @@ fn tile<T: Cached, const M: usize>(
     let mut sums = [_mm512_setzero_ps(); LANES];
     let full = width / LANES * LANES;
     for first in (0..full).step_by(LANES) {
+        for row in &rows[..per_tile] {
+            prefetch_within(row.wrapping_add(first), end);
+        }
         // SAFETY: queries and rows have `width` elements, and sixteen from `first` on are below it.
         unsafe { add_products::<T, M>(&mut sums, queries, &rows, first, !0) };
     }
@@ -270,7 +286,11 @@ fn mix_columns<T: Cached, const M: usize, const C: usize>(
             sums[c] = unsafe { f32::load(outs[m * width + columns[c]..].as_ptr(), masks[c]) };
         }
     }
+    let end = values.as_ptr_range().end;
     for (j, row) in values.chunks_exact(width).enumerate() {
+        for column in columns {
+            prefetch_within(row[column..].as_ptr(), end);
+        }
         let mut parts = [_mm512_setzero_ps(); C];
         for c in 0..C {
             // SAFETY: the mask is of the columns that are left of this row.

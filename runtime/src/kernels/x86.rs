@@ -49,8 +49,9 @@ fn prefetch_for_writing(out: &[f32]) {
     unsafe { _mm_prefetch::<_MM_HINT_ET0>(out.as_ptr().cast()) };
 }
 
+/// Asks for the line at an address.
 #[inline(always)]
-fn prefetch(at: *const i8) {
+pub(super) fn prefetch(at: *const i8) {
     // SAFETY: a prefetch is a hint that reads nothing and never faults, whatever the address; SSE,
     // which has it, is part of x86-64.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };

@@ -23,6 +23,7 @@ impl Tile<'_> {
         let ([keys, values], scale) = (self.cached, self.scale);
         let (common, stride) = (self.lengths[0], self.lengths[self.lengths.len() - 1]);
         let (head_dim, width) = (self.queries[0].len(), out.len() / self.queries.len());
+        values.prefetch();
         let shared = keys.slice(0..common, head_dim);
         kernels.scores(self.queries, shared, scale, scores, stride);
         let rows = scores.chunks_mut(stride).zip(self.lengths);
