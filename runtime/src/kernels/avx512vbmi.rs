@@ -1,8 +1,14 @@
 //! AVX-512 with VNNI and VBMI: byte permutations look up the digits of a T5 byte.
 //!
-//! One table holds the first four digits of every byte as 2-bit fields, which is what T2 stores;
-//! another holds the fifth. 256 entries are four registers: two permutations of 128 entries each,
-//! and the top bit of the byte chooses. The tables are indexed by the stored byte.
+//! One table holds the first four digits of a byte as 2-bit fields, which is what T2 stores; another
+//! holds the fifth. A permutation has 128 entries and a byte 256 values, but the stored byte is signed
+//! and negating it negates its trits, which takes a digit `d` to `2 - d`: so the magnitude is looked
+//! up, and the digits of negative bytes are subtracted from twos. Two details make that exact:
+//!
+//! 1. -128 stands for -121 and has no positive counterpart; magnitudes saturate at 127, which
+//!    stands for 121.
+//! 2. Codes are rounded up, so some negative codes are one further from zero than the positive ones.
+//!    The byte they share their magnitude with is no code, and its entry is theirs ([`table`]).
 
 use core::arch::x86_64::*;
 
@@ -42,68 +48,120 @@ fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     );
 }
 
-/// A value for every byte.
-type Table = [Line; 4];
+/// A value for every magnitude of a stored byte.
+type Table = [Line; 2];
 
-/// Digits 0 to 3 of every stored byte, two bits each.
+/// Digits 0 to 3, two bits each.
 const FIELDS: Table = table(false);
-/// Digit 4 of every stored byte.
+/// Digit 4.
 const FIFTH: Table = table(true);
+/// What digits of negative bytes are subtracted from: a two in every field.
+const TWOS: [u8; 2] = [0b10_10_10_10, 2];
 
 const fn table(fifth: bool) -> Table {
-    let mut table = [[0; 64]; 4];
-    let mut byte = 0;
-    while byte < 256 {
-        let [a, b, c, d, e] = t5_digits(byte as u8);
-        table[byte / 64][byte % 64] = if fifth {
+    let mut table = [[0; 64]; 2];
+    let mut magnitude = 0;
+    while magnitude < 128 {
+        let mut digits = t5_digits(magnitude as u8);
+        if !TernaryLayout::T5R16.is_code(magnitude as u8) {
+            let negative = t5_digits((magnitude as u8).wrapping_neg());
+            let mut p = 0;
+            while p < 5 {
+                digits[p] = 2 - negative[p];
+                p += 1;
+            }
+        }
+        let [a, b, c, d, e] = digits;
+        table[magnitude / 64][magnitude % 64] = if fifth {
             e
         } else {
             a | b << 2 | c << 4 | d << 6
         };
-        byte += 1;
+        magnitude += 1;
     }
     table
 }
 
+/// Tables and what goes with them, in registers.
+#[derive(Clone, Copy)]
+struct Tables {
+    entries: [[__m512i; 2]; 2],
+    twos: [__m512i; 2],
+}
+
 #[inline]
-#[target_feature(enable = "avx512f,avx512vbmi")]
-fn look_up(table: &[__m512i; 4], x: __m512i, upper: __mmask64) -> __m512i {
-    let low = _mm512_permutex2var_epi8(table[0], x, table[1]);
-    let high = _mm512_permutex2var_epi8(table[2], x, table[3]);
-    _mm512_mask_blend_epi8(upper, low, high)
+#[target_feature(enable = "avx512f")]
+fn tables() -> Tables {
+    let load2 = |table: &Table| [load(&table[0]), load(&table[1])];
+    Tables {
+        entries: [load2(&FIELDS), load2(&FIFTH)],
+        twos: [
+            _mm512_set1_epi8(TWOS[0] as i8),
+            _mm512_set1_epi8(TWOS[1] as i8),
+        ],
+    }
 }
 
 /// Both tables at once: the fields, and the fifth digits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn digits(tables: &[[__m512i; 4]; 2], line: &Line) -> [__m512i; 2] {
+fn digits(tables: &Tables, line: &Line) -> [__m512i; 2] {
     let x = load(line);
-    let upper = _mm512_movepi8_mask(x);
-    [look_up(&tables[0], x, upper), look_up(&tables[1], x, upper)]
+    let negative = _mm512_movepi8_mask(x);
+    let magnitude = _mm512_mask_subs_epi8(x, negative, _mm512_setzero_si512(), x);
+    let [fields, fifth] = tables.entries;
+    let fields = _mm512_permutex2var_epi8(fields[0], magnitude, fields[1]);
+    let fifth = _mm512_permutex2var_epi8(fifth[0], magnitude, fifth[1]);
+    [
+        _mm512_mask_sub_epi8(fields, negative, tables.twos[0], fields),
+        _mm512_mask_sub_epi8(fifth, negative, tables.twos[1], fifth),
+    ]
 }
 
+/// Sums of one token: four for the fields and one for the fifth digits.
+#[derive(Clone, Copy)]
+struct Accumulators {
+    fields: [__m512i; 4],
+    fifth: __m512i,
+}
+
+/// Adds the products of a line.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn tables() -> [[__m512i; 4]; 2] {
-    let load4 = |table: &Table| [0, 1, 2, 3].map(|i| load(&table[i]));
-    [load4(&FIELDS), load4(&FIFTH)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
+fn add_line(acc: &mut Accumulators, tables: &Tables, line: &Line, token: &[i8; 20]) {
+    prefetch_after(line);
+    let [fields, fifth] = digits(tables, line);
+    let ([a, b, c, d, e], _) = token.as_chunks() else {
+        unreachable!("twenty are five fours");
+    };
+    dot_fields(&mut acc.fields, fields, &[*a, *b, *c, *d]);
+    acc.fifth = _mm512_dpbusd_epi32(acc.fifth, fifth, broadcast(e));
 }
 
-/// Per line: 4 permutations, 2 blends, 1 mask, 4 ands, 5 dot products.
+/// Per line: 1 mask, 1 subtraction, 2 permutations, 2 subtractions, 4 ands, 5 dot products. Lines
+/// alternate between two sets of sums, so that no dot product waits for the one before.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
 fn dot_t5(lines: &[Line], token: &[i8], sum: i32) -> Sums {
     let tables = tables();
-    let mut acc = [_mm512_setzero_si512(); 4];
-    let mut fifth_acc = _mm512_set1_epi32(-sum);
-    for (line, token) in lines.iter().zip(token.as_chunks::<20>().0) {
-        prefetch_after(line);
-        let [fields, fifth] = digits(&tables, line);
-        let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|p| token.as_chunks().0[p]);
-        dot_fields(&mut acc, fields, &[a, b, c, d]);
-        fifth_acc = _mm512_dpbusd_epi32(fifth_acc, fifth, broadcast(&e));
+    let mut acc = [Accumulators {
+        fields: [_mm512_setzero_si512(); 4],
+        fifth: _mm512_setzero_si512(),
+    }; 2];
+    let (tokens, _) = token.as_chunks::<20>();
+    let ((pairs, last), (token_pairs, _)) = (lines.as_chunks::<2>(), tokens.as_chunks::<2>());
+    for (pair, tokens) in pairs.iter().zip(token_pairs) {
+        add_line(&mut acc[0], &tables, &pair[0], &tokens[0]);
+        add_line(&mut acc[1], &tables, &pair[1], &tokens[1]);
     }
+    if let [line] = last {
+        add_line(&mut acc[0], &tables, line, &tokens[lines.len() - 1]);
+    }
+    let [a, b] = acc;
+    let fields = _mm512_add_epi32(add_fields(a.fields), add_fields(b.fields));
+    let fifth = _mm512_add_epi32(a.fifth, b.fifth);
+    let total = _mm512_add_epi32(fields, fifth);
     let mut sums = [0; 16];
-    store_sums(&mut sums, _mm512_add_epi32(add_fields(acc), fifth_acc));
+    store_sums(&mut sums, _mm512_sub_epi32(total, _mm512_set1_epi32(sum)));
     sums
 }
 
@@ -115,5 +173,27 @@ fn unpack_t5(lines: &[Line], panel: &mut Panel<PLANES>) {
         let [fields, fifth] = digits(&tables, line);
         avx512vnni::unpack_fields(fields, planes);
         store(last, fifth);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tables alone, as the kernels use them, against the definition for every code.
+    #[test]
+    fn every_code_has_its_digits() {
+        for byte in (0..=255u8).filter(|byte| TernaryLayout::T5R16.is_code(*byte)) {
+            let negative = byte >= 128;
+            let magnitude = usize::from((byte as i8).saturating_abs() as u8);
+            let entry = |table: &Table| table[magnitude / 64][magnitude % 64];
+            let fixed = |entry: u8, twos: u8| if negative { twos - entry } else { entry };
+            let (fields, fifth) = (entry(&FIELDS), entry(&FIFTH));
+            let fields = fixed(fields, TWOS[0]);
+            let found = [0, 2, 4, 6].map(|bits| fields >> bits & 3);
+            let [a, b, c, d, e] = t5_digits(byte);
+            assert_eq!(found, [a, b, c, d], "{byte}");
+            assert_eq!(fixed(fifth, TWOS[1]), e, "{byte}");
+        }
     }
 }
