@@ -186,5 +186,54 @@ fn token(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, ternary_gemm, head, ternary_f32, attention, token);
+/// What the GEMVs of the AVX-512 sets are held against: as many independent dot products as a GEMV
+/// has vector operations, 16 for a line of T5 and 8 for one of T2. Throughput is in the bytes a GEMV
+/// of that many operations reads.
+#[cfg(target_arch = "x86_64")]
+fn issue_limit(c: &mut Criterion) {
+    use core::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn dot_products(n: usize) -> i32 {
+        let mut sums = [_mm512_setzero_si512(); 16];
+        let (digits, codes) = black_box((_mm512_set1_epi8(1), _mm512_set1_epi8(1)));
+        for _ in 0..n / sums.len() {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, digits, codes);
+            }
+        }
+        let total = sums.iter().fold(_mm512_setzero_si512(), |total, sum| {
+            _mm512_add_epi32(total, *sum)
+        });
+        _mm512_reduce_add_epi32(total)
+    }
+
+    if !(is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")) {
+        return;
+    }
+    let mut group = c.benchmark_group("issue_limit");
+    for (layout, ops) in [(TernaryLayout::T5R16, 16), (TernaryLayout::T2R16, 8)] {
+        let bytes = layout.packed_bytes(2_048, 2_048) as usize;
+        let n = bytes / 64 * ops;
+        // SAFETY: the features were found above.
+        let run = || unsafe { dot_products(black_box(n)) };
+        assert_eq!(run() as usize, n * 64, "each product adds 64 ones");
+        group.throughput(Throughput::Bytes(bytes as u64));
+        let id = BenchmarkId::new("avx512vnni", format!("{}_2048x2048", layout.name()));
+        group.bench_function(id, |b| b.iter(run));
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn issue_limit(_: &mut Criterion) {}
+
+criterion_group!(
+    benches,
+    ternary_gemm,
+    issue_limit,
+    head,
+    ternary_f32,
+    attention,
+    token
+);
 criterion_main!(benches);
