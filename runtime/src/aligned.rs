@@ -3,16 +3,16 @@
 use std::ops::{Deref, DerefMut};
 use std::vec::Vec;
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
-/// One cache line. Its alignment is what the buffer is made for.
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+use crate::plan::ALIGNMENT;
 
 /// Zeroed bytes that begin on a multiple of 64.
+///
+/// Plain bytes with room for the alignment, not a type that is aligned: allocators give zeroed bytes
+/// from fresh pages, which the system lends when they are first used, and clear anything else by
+/// hand. So a long context costs nothing before it is filled.
 pub struct AlignedBuffer {
-    lines: Vec<Line>,
+    bytes: Vec<u8>,
+    start: usize,
     len: usize,
 }
 
@@ -20,10 +20,9 @@ impl AlignedBuffer {
     /// A buffer of `len` bytes.
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
-        Self {
-            lines: vec![Line([0; 64]); len.div_ceil(64)],
-            len,
-        }
+        let bytes = vec![0; len + ALIGNMENT - 1];
+        let start = bytes.as_ptr().align_offset(ALIGNMENT);
+        Self { bytes, start, len }
     }
 }
 
@@ -31,12 +30,27 @@ impl Deref for AlignedBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.lines.as_bytes()[..self.len]
+        &self.bytes[self.start..][..self.len]
     }
 }
 
 impl DerefMut for AlignedBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.lines.as_mut_bytes()[..self.len]
+        &mut self.bytes[self.start..][..self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_zeroed_and_as_long_as_asked() {
+        for len in [0, 1, 63, 64, 65, 100_000] {
+            let mut buffer = AlignedBuffer::zeroed(len);
+            assert!(buffer.as_ptr().cast::<[u8; 64]>().addr().is_multiple_of(64));
+            assert!(buffer.len() == len && buffer.iter().all(|byte| *byte == 0));
+            buffer.fill(7);
+        }
     }
 }
