@@ -3,7 +3,7 @@
 use crate::buffers::{self, LayerCache, Scratch, lend};
 use crate::error::{Buffer, RunError};
 use crate::forward::{Forward, Stage};
-use crate::model::Model;
+use crate::model::{Block, Model};
 use crate::plan::{
     MemoryPlan, SCRATCH_REGIONS, SessionConfig, layer_cache_regions, scratch_regions,
 };
@@ -20,7 +20,7 @@ pub struct Session<'m, 'w, 'b> {
     kv_regions: [usize; 3],
     scratch_regions: [usize; SCRATCH_REGIONS],
     len: usize,
-    chunk: Option<Chunk>,
+    chunk: Option<Chunk<'w>>,
 }
 
 /// Which positions of a chunk need logits.
@@ -49,11 +49,14 @@ pub enum Step {
 }
 
 /// How far a chunk has come.
-#[derive(Clone, Copy, Debug)]
-struct Chunk {
+#[derive(Clone, Copy)]
+struct Chunk<'w> {
     n_tokens: usize,
     want: Want,
     layer: usize,
+    /// The weights of the layer. Looking them up takes as long as a small unit of work, so it is
+    /// done once a layer and not in every step.
+    block: Block<'w>,
     stage: Stage,
     unit: usize,
     head_token: usize,
@@ -71,7 +74,7 @@ enum Next {
     End,
 }
 
-impl Chunk {
+impl Chunk<'_> {
     fn advance(&mut self, n_layers: usize) -> Next {
         self.unit = 0;
         let next = match self.stage {
@@ -215,6 +218,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
             n_tokens: ids.len(),
             want,
             layer: 0,
+            block: self.model.block(0),
             stage: Stage::Embed,
             unit: 0,
             head_token: if want == Want::Each { 0 } else { ids.len() - 1 },
@@ -246,7 +250,10 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
             }
             match chunk.advance(n_layers) {
                 Next::Stage => (),
-                Next::Layer => forward = self.forward(&chunk),
+                Next::Layer => {
+                    chunk.block = self.model.block(chunk.layer);
+                    forward = self.forward(&chunk);
+                }
                 Next::Logits => return Ok(self.after_logits(chunk)),
                 Next::End => return Ok(self.after_chunk(&chunk)),
             }
@@ -255,7 +262,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         Ok(Step::Pending)
     }
 
-    fn after_logits(&mut self, mut chunk: Chunk) -> Step {
+    fn after_logits(&mut self, mut chunk: Chunk<'w>) -> Step {
         let position = self.len + chunk.head_token;
         if chunk.head_token + 1 < chunk.n_tokens {
             chunk.head_token += 1;
@@ -267,7 +274,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         Step::Logits { position }
     }
 
-    fn after_chunk(&mut self, chunk: &Chunk) -> Step {
+    fn after_chunk(&mut self, chunk: &Chunk<'w>) -> Step {
         self.len += chunk.n_tokens;
         Step::Done
     }
@@ -374,13 +381,13 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         )
     }
 
-    fn forward(&mut self, chunk: &Chunk) -> Forward<'_, 'w> {
+    fn forward(&mut self, chunk: &Chunk<'w>) -> Forward<'_, 'w> {
         let (model, session) = (self.model.config(), &self.config);
         let (kv, scratch) = (&mut *self.kv, &mut *self.scratch);
         Forward {
             model: self.model,
             config: model,
-            block: self.model.block(chunk.layer),
+            block: chunk.block,
             scratch: Scratch::new(
                 scratch,
                 self.scratch_regions,

@@ -16,14 +16,22 @@ mod avx512vbmi;
 mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
+#[cfg(arm_dsp)]
+mod dsp;
 #[deny(unsafe_code)]
 mod float;
 #[deny(unsafe_code)]
 mod portable;
 #[deny(unsafe_code)]
 mod scalar;
+#[cfg(any(target_arch = "arm", target_arch = "riscv32", test))]
+#[deny(unsafe_code)]
+mod swar;
 #[cfg(test)]
 mod tests;
+#[cfg(any(target_arch = "arm", target_arch = "riscv32", test))]
+#[deny(unsafe_code)]
+mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -40,6 +48,10 @@ pub enum Isa {
     Scalar,
     /// Plain Rust arranged so that the compiler vectorises it for any target.
     Portable,
+    /// Two products to a 32-bit multiplication, for small cores without vectors.
+    Swar,
+    /// 32-bit Arm with the DSP extension.
+    Dsp,
     /// x86-64 with AVX2.
     Avx2,
     /// x86-64 with AVX2 and its VNNI.
@@ -52,9 +64,11 @@ pub enum Isa {
 
 impl Isa {
     /// Every set, slowest first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Scalar,
         Self::Portable,
+        Self::Swar,
+        Self::Dsp,
         Self::Avx2,
         Self::AvxVnni,
         Self::Avx512Vnni,
@@ -67,6 +81,8 @@ impl Isa {
         match self {
             Self::Scalar => "scalar",
             Self::Portable => "portable",
+            Self::Swar => "swar",
+            Self::Dsp => "dsp",
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avxvnni",
             Self::Avx512Vnni => "avx512vnni",
@@ -202,6 +218,10 @@ impl Kernels {
         match isa {
             Isa::Scalar => Some(scalar::KERNELS),
             Isa::Portable => Some(portable::KERNELS),
+            #[cfg(any(target_arch = "arm", target_arch = "riscv32", test))]
+            Isa::Swar => Some(swar::KERNELS),
+            #[cfg(arm_dsp)]
+            Isa::Dsp => Some(dsp::KERNELS),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::kernels(),
             #[cfg(target_arch = "x86_64")]
@@ -210,7 +230,7 @@ impl Kernels {
             Isa::Avx512Vnni => avx512vnni::kernels(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vbmi => avx512vbmi::kernels(),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[allow(unreachable_patterns, reason = "not all sets are of one machine")]
             _ => None,
         }
     }

@@ -99,7 +99,10 @@ fn every_set_of_this_machine_runs() {
             }
         };
     }
-    let mut expected = vec!["scalar", "portable"];
+    let mut expected = vec!["scalar", "portable", "swar"];
+    if cfg!(arm_dsp) {
+        expected.push("dsp");
+    }
     #[cfg(target_arch = "x86_64")]
     for (name, found) in [
         ("avx2", has!("avx2" "f16c")),
