@@ -17,6 +17,8 @@ pub struct SessionConfig {
     pub prefill_batch: usize,
     /// How keys and values are cached.
     pub kv: KvType,
+    /// Most threads that work at once, the caller's included: each needs a workspace of its own.
+    pub threads: usize,
 }
 
 /// The exact bytes of the two buffers a session is lent.
@@ -36,7 +38,12 @@ impl MemoryPlan {
     /// use bitnet_formats::Preset;
     /// use bitnet_runtime::{KvType, MemoryPlan, SessionConfig};
     ///
-    /// const CONFIG: SessionConfig = SessionConfig { max_seq_len: 128, prefill_batch: 1, kv: KvType::Native };
+    /// const CONFIG: SessionConfig = SessionConfig {
+    ///     max_seq_len: 128,
+    ///     prefill_batch: 1,
+    ///     kv: KvType::Native,
+    ///     threads: 1,
+    /// };
     /// const PLAN: MemoryPlan = match MemoryPlan::new(&Preset::Nano.config(), &CONFIG) {
     ///     Ok(plan) => plan,
     ///     Err(_) => panic!("the options do not fit the model"),
@@ -54,6 +61,9 @@ impl MemoryPlan {
         }
         if session.prefill_batch == 0 {
             return Err(RunError::PrefillBatch);
+        }
+        if session.threads == 0 {
+            return Err(RunError::NoThread);
         }
         let layer = match layer_cache_regions(model, session) {
             Ok(regions) => regions,
@@ -142,7 +152,7 @@ pub(crate) const fn layer_cache_regions(
 }
 
 /// Number of arrays in the scratch buffer.
-pub(crate) const SCRATCH_REGIONS: usize = 13;
+pub(crate) const SCRATCH_REGIONS: usize = 9;
 
 /// The arrays of the scratch buffer, in the order of [`crate::buffers::Scratch`].
 pub(crate) const fn scratch_regions(
@@ -152,21 +162,66 @@ pub(crate) const fn scratch_regions(
     let batch = session.prefill_batch as u128;
     // Queries, keys and head outputs are dead before gate and up are born: they share one array.
     let wide = larger(attention_width(model), 2 * model.intermediate_size);
+    let workspace = match workspace_regions(model, session) {
+        Ok(regions) => regions.total(session.threads),
+        Err(error) => return Err(error),
+    };
+    let workspaces = match workspace {
+        Ok(bytes) => bytes as u128,
+        Err(error) => return Err(error),
+    };
     Regions::new([
         (batch, 4),                              // ids
         (batch * model.hidden_size as u128, 4),  // residual
-        (widest_input(model) as u128, 4),        // normed
         (batch * code_stride(model) as u128, 1), // codes
         (batch, 4),                              // act_scales
-        (batch, 4),                              // factors
         (batch * model.rope_dim() as u128, 4),   // angles
         (batch * wide as u128, 4),               // wide
-        (session.max_seq_len as u128, 4),        // scores
-        (latent_rank(model) as u128, 4),         // q_latent
-        (latent_rank(model) as u128, 4),         // o_latent
         (model.hidden_size as u128, 2),          // hidden_codes
+        (workspaces, 1),                         // workspaces
         (model.vocab_size as u128, 4),           // logits
     ])
+}
+
+/// Number of arrays in the workspace of a thread.
+pub(crate) const WORKSPACE_REGIONS: usize = 6;
+
+/// The arrays of one thread's workspace, in the order of [`crate::buffers::Workspace`].
+pub(crate) const fn workspace_regions(
+    model: &ModelConfig,
+    session: &SessionConfig,
+) -> Result<Regions<WORKSPACE_REGIONS>, RunError> {
+    let queries = tile_queries(model, session.prefill_batch) as u128;
+    Regions::new([
+        (widest_input(model) as u128, 4),           // normed
+        (session.prefill_batch as u128, 4),         // factors
+        (queries * session.max_seq_len as u128, 4), // scores
+        (queries * tile_width(model) as u128, 4),   // mixed
+        (latent_rank(model) as u128, 4),            // q_latent
+        (latent_rank(model) as u128, 4),            // o_latent
+    ])
+}
+
+/// Most queries that read the same cached rows together.
+pub(crate) const TILE_QUERIES: usize = 4;
+
+/// Queries of a tile of attention: no more than there can be for a key and value head.
+pub(crate) const fn tile_queries(model: &ModelConfig, n_tokens: usize) -> usize {
+    match model.attention {
+        Attention::Grouped { n_kv_heads, .. } => {
+            let per_head = (model.n_heads / n_kv_heads).saturating_mul(n_tokens);
+            smaller(per_head, TILE_QUERIES)
+        }
+        Attention::Latent { .. } => 1,
+    }
+}
+
+/// Outputs of a query of a tile; latent attention has a place of its own for them.
+pub(crate) const fn tile_width(model: &ModelConfig) -> usize {
+    match model.attention {
+        Attention::Grouped { .. } => model.v_head_dim(),
+        Attention::Latent { .. } => 0,
+    }
 }
 
 /// Widest input of a BitLinear.
@@ -178,6 +233,11 @@ pub(crate) const fn widest_input(model: &ModelConfig) -> usize {
 /// Codes of one token, padding included.
 pub(crate) const fn code_stride(model: &ModelConfig) -> usize {
     widest_input(model).next_multiple_of(CODE_PADDING)
+}
+
+/// `usize::min` in constants.
+const fn smaller(a: usize, b: usize) -> usize {
+    if a < b { a } else { b }
 }
 
 /// `usize::max` in constants.
@@ -225,6 +285,7 @@ mod tests {
             max_seq_len,
             prefill_batch: 16,
             kv,
+            threads: 1,
         };
         MemoryPlan::new(&preset.config(), &session).unwrap()
     }
@@ -269,6 +330,7 @@ mod tests {
                     max_seq_len,
                     prefill_batch,
                     kv,
+                    threads: 1,
                 },
             )
             .unwrap_err()

@@ -25,7 +25,7 @@ use bitnet_formats::{MatrixView, Row, TernaryLayout};
 
 use super::scalar::{dense_dot, i8_logit};
 use super::words::{ROWS, WordDot, gemm, ternary_f32, words};
-use super::{HeadInput, Isa, Kernels, TernaryGemm, portable};
+use super::{HeadInput, Isa, Kernels, Output, TernaryGemm, portable};
 
 pub(super) const KERNELS: Kernels = Kernels {
     isa: Isa::Dsp,
@@ -38,7 +38,7 @@ pub(super) const KERNELS: Kernels = Kernels {
 /// Columns of an int8 row whose products fit an i32, whatever the codes: 2^8 * 2^7 * 2^15 = 2^30.
 const I8_BLOCK: usize = 256;
 
-fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut [f32]) {
+fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     match job.weights.layout {
         TernaryLayout::T5R16 => gemm::<T5>(job, out),
         TernaryLayout::T2R16 => gemm::<T2>(job, out),

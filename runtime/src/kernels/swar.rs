@@ -19,7 +19,7 @@ use bitnet_formats::TernaryLayout;
 use bitnet_formats::ternary::LINE_BYTES;
 
 use super::words::{ROWS, WordDot, gemm, ternary_f32, words};
-use super::{Isa, Kernels, TernaryGemm, portable};
+use super::{Isa, Kernels, Output, TernaryGemm, portable};
 
 pub(super) const KERNELS: Kernels = Kernels {
     isa: Isa::Swar,
@@ -33,7 +33,7 @@ const T5_FLUSH: usize = 6;
 /// Lines of T2 with at most 63 products to a row: 7 * 8.
 const T2_FLUSH: usize = 7;
 
-fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut [f32]) {
+fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     match job.weights.layout {
         TernaryLayout::T5R16 => gemm::<T5>(job, out),
         TernaryLayout::T2R16 => gemm::<T2>(job, out),

@@ -10,8 +10,8 @@ use core::ops::Range;
 use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES};
 use bitnet_formats::{TernaryLayout, TernaryView};
 
-use super::TernaryGemm;
 use super::scalar::{self, store};
+use super::{Output, TernaryGemm};
 
 /// Lines whose prepared words are held at a time: 400 columns of T5, at most 960 bytes.
 const CHUNK: usize = 20;
@@ -36,7 +36,7 @@ pub(super) trait WordDot {
 }
 
 #[inline(always)]
-pub(super) fn gemm<D: WordDot>(job: &TernaryGemm<'_>, out: &mut [f32]) {
+pub(super) fn gemm<D: WordDot>(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     let weights = &job.weights;
     let columns = weights.layout.group_lines(weights.cols) * weights.layout.block_cols();
     let mut terms = [D::ZERO; CHUNK];
@@ -46,8 +46,7 @@ pub(super) fn gemm<D: WordDot>(job: &TernaryGemm<'_>, out: &mut [f32]) {
         let mut prepared = None;
         for group in job.groups.clone() {
             let sums = dot_group::<D>(weights, group, token, &mut terms, &mut prepared);
-            let first = t * weights.rows + group * GROUP_ROWS;
-            let out = &mut out[first..first + weights.group_rows(group)];
+            let out = out.slice(t, job.rows(group));
             for (out, sum) in out.iter_mut().zip(sums) {
                 store(out, D::finish(sum, activations), *factor, job.store);
             }
