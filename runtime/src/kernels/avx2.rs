@@ -12,7 +12,7 @@ use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 
 use super::float::float_kernels;
 use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
-use super::{HeadInput, Isa, Kernels, TernaryGemm};
+use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -35,7 +35,7 @@ const PLANES: usize = 64;
 const TILE: usize = 4;
 
 #[target_feature(enable = "avx2")]
-fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut [f32]) {
+fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     let layout = job.weights.layout;
     x86::ternary_gemm::<1, PLANES>(
         job,

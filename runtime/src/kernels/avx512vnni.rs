@@ -10,23 +10,27 @@ use core::ops::Range;
 
 use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 
-use super::avx2;
-use super::float::float_kernels;
+use super::float::{FloatKernels, float_kernels};
 use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
-use super::{HeadInput, Isa, Kernels, TernaryGemm};
+use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
+use super::{avx2, avx512attention};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
-    x86::has!("avx512f", "avx512bw", "avx512vnni").then_some(Kernels {
+    x86::has!("avx512f", "avx512bw", "avx512vl", "avx512vnni").then_some(Kernels {
         isa: Isa::Avx512Vnni,
         ternary_gemm,
         ternary_f32,
         head,
-        float: float_kernels!(
-            #[target_feature(enable = "avx512f,avx512bw")]
-            [dot_f32, dot_f16, dot_i8],
-            widen_lanes
-        ),
+        float: FloatKernels {
+            scores_of: avx512attention::scores_of,
+            add_mixes: avx512attention::add_mixes,
+            ..float_kernels!(
+                #[target_feature(enable = "avx512f,avx512bw")]
+                [dot_f32, dot_f16, dot_i8],
+                widen_lanes
+            )
+        },
     })
 }
 
@@ -38,7 +42,7 @@ pub(super) const PLANES: usize = 80;
 pub(super) const TILE: usize = 8;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut [f32]) {
+fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     let layout = job.weights.layout;
     x86::ternary_gemm::<GROUPS, PLANES>(
         job,
@@ -245,8 +249,9 @@ pub(super) fn multiply(panels: &[Panel<PLANES>], tile: &Tile<'_>, acc: &mut [[Su
 fn multiply_one<const N: usize>(panel: &Panel<PLANES>, tile: &Tile<'_>, acc: &mut [[Sums; 2]]) {
     let tokens = tile.tokens::<N>();
     let mut sums = [_mm512_setzero_si512(); N];
-    for (j, plane) in panel.0[..tile.fours.1].iter().enumerate() {
-        let digits = load(plane);
+    let (n, planes) = (tile.fours.1, &panel.0[..tile.fours.1]);
+    for j in 0..n {
+        let digits = load(&planes[j]);
         for (sum, token) in sums.iter_mut().zip(tokens) {
             *sum = _mm512_dpbusd_epi32(*sum, digits, broadcast(&token[j]));
         }
@@ -267,8 +272,9 @@ fn multiply_two<const N: usize>(
     let tokens = tile.tokens::<N>();
     let n = tile.fours.1;
     let mut sums = [[_mm512_setzero_si512(); 2]; N];
-    for (j, (first, second)) in first.0[..n].iter().zip(&second.0[..n]).enumerate() {
-        let digits = [load(first), load(second)];
+    let (first, second) = (&first.0[..n], &second.0[..n]);
+    for j in 0..n {
+        let digits = [load(&first[j]), load(&second[j])];
         for (sums, token) in sums.iter_mut().zip(tokens) {
             let four = broadcast(&token[j]);
             sums[0] = _mm512_dpbusd_epi32(sums[0], digits[0], four);

@@ -9,7 +9,7 @@ use bitnet_formats::{MatrixView, TernaryLayout};
 
 use super::avx2::{self, Halves, add_to, broadcast, load, next_fraction, zero};
 use super::x86::{self, Line, Panel, Sums, Tile, prefetch_after, with_count};
-use super::{HeadInput, Isa, Kernels, TernaryGemm};
+use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -27,7 +27,7 @@ const PLANES: usize = 80;
 const TILE: usize = 6;
 
 #[target_feature(enable = "avx2,avxvnni")]
-fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut [f32]) {
+fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     let layout = job.weights.layout;
     x86::ternary_gemm::<1, PLANES>(
         job,

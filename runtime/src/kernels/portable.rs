@@ -14,12 +14,12 @@
 
 use core::ops::Range;
 
-use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES, TernaryLayout};
+use bitnet_formats::ternary::{LINE_BYTES, TernaryLayout};
 use bitnet_formats::{MatrixView, Row};
 
 use super::float::{FloatKernels, quantize};
 use super::scalar::{self, dense_dot, i8_logit, store, ternary_f32};
-use super::{Activations, HeadInput, Isa, Kernels, TernaryGemm};
+use super::{Activations, HeadInput, Isa, Kernels, Output, TernaryGemm};
 
 pub(super) const KERNELS: Kernels = Kernels {
     isa: Isa::Portable,
@@ -42,7 +42,7 @@ const I8_BLOCK: usize = 256;
 type Lanes16 = [i16; LINE_BYTES];
 type Lanes32 = [i32; LINE_BYTES];
 
-fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut [f32]) {
+fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     match job.weights.layout {
         TernaryLayout::T5R16 => gemm::<5>(job, out, |x, digit| {
             let tripled = x * 3;
@@ -60,10 +60,9 @@ fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut [f32]) {
 #[inline(always)]
 fn gemm<const PLANES: usize>(
     job: &TernaryGemm<'_>,
-    out: &mut [f32],
+    out: &mut Output<'_>,
     peel: impl Fn(u16, &mut i16) -> u16 + Copy,
 ) {
-    let rows = job.weights.rows;
     for group in job.groups.clone() {
         let mut t = 0;
         while t < job.factors.len() {
@@ -77,8 +76,7 @@ fn gemm<const PLANES: usize>(
                 _ => dot_tile::<PLANES, TILE>(lines, &job.activations, t, &mut acc, peel),
             }
             for (t, acc) in (t..t + n).zip(&acc) {
-                let first = t * rows + group * GROUP_ROWS;
-                let out = &mut out[first..first + job.weights.group_rows(group)];
+                let out = out.slice(t, job.rows(group));
                 for (out, lanes) in out.iter_mut().zip(acc.as_chunks::<4>().0) {
                     store(out, lanes.iter().sum(), job.factors[t], job.store);
                 }

@@ -8,7 +8,7 @@ use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES, LineCodes};
 use bitnet_formats::{Activation, MatrixView, Row, TernaryView, VectorView};
 
 use super::float::FloatKernels;
-use super::{CacheRows, HeadInput, Isa, Kernels, Latents, Store, TernaryGemm};
+use super::{CacheRows, HeadInput, Isa, Kernels, Latents, Output, Store, TernaryGemm};
 use crate::math::{dot16, exp, silu, sqrt, squared_relu, sum16};
 
 pub(super) const KERNELS: Kernels = Kernels {
@@ -21,20 +21,19 @@ pub(super) const KERNELS: Kernels = Kernels {
         quantize: quantize_activations,
         softmax,
         gated,
-        scores,
-        mix,
+        narrow: super::float::narrow,
+        scores_of,
+        add_mixes,
         latent_scores,
         latent_mix,
     },
 };
 
-fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut [f32]) {
-    let rows = job.weights.rows;
+fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     for group in job.groups.clone() {
         for (t, factor) in job.factors.iter().enumerate() {
             let acc = dot_group(&job.weights, group, job.activations.token(t));
-            let first = t * rows + group * GROUP_ROWS;
-            let out = &mut out[first..first + job.weights.group_rows(group)];
+            let out = out.slice(t, job.rows(group));
             for (out, acc) in out.iter_mut().zip(acc) {
                 store(out, acc, *factor, job.store);
             }
@@ -165,6 +164,19 @@ fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
     }
 }
 
+fn scores_of(
+    queries: &[&[f32]],
+    keys: CacheRows<'_>,
+    scale: f32,
+    scores: &mut [f32],
+    stride: usize,
+) {
+    for (query, row) in queries.iter().zip(scores.chunks_mut(stride)) {
+        let n = keys.len() / query.len();
+        self::scores(query, keys, scale, &mut row[..n]);
+    }
+}
+
 fn scores(query: &[f32], keys: CacheRows<'_>, scale: f32, scores: &mut [f32]) {
     let n = query.len();
     for (j, score) in scores.iter_mut().enumerate() {
@@ -176,9 +188,21 @@ fn scores(query: &[f32], keys: CacheRows<'_>, scale: f32, scores: &mut [f32]) {
     }
 }
 
-fn mix(values: CacheRows<'_>, weights: &[f32], out: &mut [f32]) {
+fn add_mixes(
+    values: CacheRows<'_>,
+    weights: &[f32],
+    stride: usize,
+    outs: &mut [f32],
+    width: usize,
+) {
+    let n = values.len() / width;
+    for (out, weights) in outs.chunks_mut(width).zip(weights.chunks(stride)) {
+        add_mix(values, &weights[..n], out);
+    }
+}
+
+fn add_mix(values: CacheRows<'_>, weights: &[f32], out: &mut [f32]) {
     let n = out.len();
-    out.fill(0.0);
     for (j, weight) in weights.iter().enumerate() {
         for (i, out) in out.iter_mut().enumerate() {
             *out += weight

@@ -105,8 +105,14 @@ fn every_set_of_this_machine_runs() {
     for (name, found) in [
         ("avx2", has!("avx2" "f16c")),
         ("avxvnni", has!("avx2" "f16c" "avxvnni")),
-        ("avx512vnni", has!("avx512f" "avx512bw" "avx512vnni")),
-        ("avx512vbmi", has!("avx512bw" "avx512vnni" "avx512vbmi")),
+        (
+            "avx512vnni",
+            has!("avx512f" "avx512bw" "avx512vl" "avx512vnni"),
+        ),
+        (
+            "avx512vbmi",
+            has!("avx512bw" "avx512vl" "avx512vnni" "avx512vbmi"),
+        ),
     ] {
         expected.extend(found.then_some(name));
     }
@@ -167,7 +173,7 @@ fn gemm_equals_the_integer_loop_at_the_limits() {
 #[test]
 fn gemm_equals_the_integer_loop_for_many_tokens() {
     let mut random = Random(19);
-    for n_tokens in [63, 64, 65, 130] {
+    for n_tokens in [127, 128, 129, 257] {
         for (rows, cols) in [(16, 20), (50, 345)] {
             let codes = random.fill(rows * cols, |r| (r % 3) as i8 - 1);
             let tokens = random.fill(n_tokens * cols, |r| r as i8);
@@ -431,6 +437,28 @@ fn what_is_not_finite_is_an_error_in_every_set() {
 }
 
 #[test]
+fn every_set_rounds_to_f16_as_formats_does() {
+    let mut random = Random(37);
+    let limits = [
+        0.0, -0.0, 65_519.9, 65_520.0, -1e30, 6.0e-8, 2.98e-8, 6.1e-5, 6.09e-5,
+    ];
+    for n in FLOAT_LENGTHS {
+        let any = random.fill(n, |r| f32::from_bits(r as u32 & 0xff7f_ffff));
+        let near = floats(&mut random, n);
+        let x: Vec<f32> = limits.into_iter().chain(any).chain(near).collect();
+        let expected: Vec<u16> = x
+            .iter()
+            .map(|x| bitnet_formats::float::f32_to_f16(*x))
+            .collect();
+        for kernels in Kernels::available() {
+            let mut out = vec![1; x.len()];
+            kernels.narrow(&x, &mut out);
+            assert_eq!(out, expected, "{:?} {n}", kernels.isa());
+        }
+    }
+}
+
+#[test]
 fn attention_over_a_cache_equals_scalar() {
     let mut random = Random(31);
     for width in FLOAT_LENGTHS {
@@ -443,10 +471,18 @@ fn attention_over_a_cache_equals_scalar() {
             let query = floats(&mut random, width);
             let weights = floats(&mut random, n);
             for rows in [CacheRows::F32(&rows), CacheRows::F16(&halves)] {
-                check_bits(width, "scores", &weights, |k, out| {
-                    k.scores(&query, rows, 0.3, out);
-                });
-                check_bits(width, "mix", &query, |k, out| k.mix(rows, &weights, out));
+                // One query to more than a tile of them, with a gap after each row of scores.
+                for m in [1, 2, 3, 4, 7] {
+                    let queries = floats(&mut random, m * width);
+                    let each: Vec<&[f32]> = queries.chunks(width).collect();
+                    let spaced = floats(&mut random, m * (n + 3));
+                    check_bits(width, "scores", &spaced, |k, out| {
+                        k.scores(&each, rows, 0.3, out, n + 3);
+                    });
+                    check_bits(width, "add_mixes", &queries, |k, out| {
+                        k.add_mixes(rows, &spaced, n + 3, out, width);
+                    });
+                }
             }
             let latents = Latents {
                 codes: &random.fill(n * width, |r| r as i8),

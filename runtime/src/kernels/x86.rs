@@ -15,7 +15,7 @@ use bitnet_formats::{MatrixView, Row, TernaryView};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::scalar::i8_logit;
-use super::{Activations, HeadInput, Store, TernaryGemm};
+use super::{Activations, HeadInput, Output, Store, TernaryGemm};
 
 pub(super) type Line = [u8; LINE_BYTES];
 /// One integer per row of a group.
@@ -25,7 +25,7 @@ pub(super) type Sums = [i32; GROUP_ROWS];
 /// follows it, as does the next matrix of the file, so running over an end fetches what comes next.
 const PREFETCH_BYTES: usize = 4_096;
 /// Tokens that share one decoding of the weights: their sums fit the stack.
-pub(super) const TOKEN_BLOCK: usize = 64;
+pub(super) const TOKEN_BLOCK: usize = 128;
 
 /// Asks for the memory that will be read [`PREFETCH_BYTES`] after `at`.
 #[inline(always)]
@@ -61,9 +61,11 @@ impl<'a> Tile<'a> {
     #[inline(always)]
     pub(super) fn tokens<const N: usize>(&self) -> [&'a [[i8; 4]]; N] {
         let (start, len) = self.fours;
-        core::array::from_fn(|n| {
-            &self.activations.token(self.first + n).as_chunks().0[start..][..len]
-        })
+        let mut tokens = [&[][..]; N];
+        for (n, token) in tokens.iter_mut().enumerate() {
+            *token = &self.activations.token(self.first + n).as_chunks().0[start..][..len];
+        }
+        tokens
     }
 }
 
@@ -76,7 +78,7 @@ impl<'a> Tile<'a> {
 #[inline(always)]
 pub(super) fn ternary_gemm<const GROUPS: usize, const PLANES: usize>(
     job: &TernaryGemm<'_>,
-    out: &mut [f32],
+    out: &mut Output<'_>,
     dot: impl Fn(&[Line], &[i8], i32) -> Sums,
     unpack: impl Fn(&[Line], &mut Panel<PLANES>),
     tile: usize,
@@ -141,13 +143,12 @@ fn sum_codes(job: &TernaryGemm<'_>, token: usize) -> i32 {
 #[inline(always)]
 fn store_group(
     job: &TernaryGemm<'_>,
-    out: &mut [f32],
+    out: &mut Output<'_>,
     (group, token): (usize, usize),
     sums: &Sums,
     factor: f32,
 ) {
-    let first = token * job.weights.rows + group * GROUP_ROWS;
-    let out = &mut out[first..first + job.weights.group_rows(group)];
+    let out = out.slice(token, job.rows(group));
     let y = sums.map(|sum| sum as f32 * factor);
     // A full group has a fixed length, and becomes a store of a register.
     match (out.first_chunk_mut::<GROUP_ROWS>(), job.store) {
