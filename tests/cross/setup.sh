@@ -103,6 +103,7 @@ debian_rust() {
     export RUSTC=/usr/bin/rustc CARGO_TARGET_DIR="$target_dir"
     case "$target" in
         aarch64-unknown-linux-gnu) debian_std arm64 "$target" ;;
+        armv7-unknown-linux-gnueabihf) debian_std armhf "$target" ;;
         *)
             export RUSTC_BOOTSTRAP=1
             build_std=(-Z build-std=core,alloc)

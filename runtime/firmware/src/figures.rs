@@ -122,7 +122,6 @@ pub fn largest_step(
     loop {
         let start = counter.cycles();
         let step = session.step(1)?;
-        let took = counter.instructions_since(start); if position == 0 { print(format_args!("{took} ")); }
         largest = counter.instructions_since(start).max(largest);
         if step == Step::Done {
             return Ok(largest);

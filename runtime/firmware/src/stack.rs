@@ -19,5 +19,8 @@ pub fn high_water() -> (usize, usize) {
     while lowest < top && unsafe { lowest.read_volatile() } == cortex_m_rt::STACK_PAINT_VALUE {
         lowest = lowest.wrapping_add(1);
     }
-    (top as usize - lowest as usize, top as usize - bottom as usize)
+    (
+        top as usize - lowest as usize,
+        top as usize - bottom as usize,
+    )
 }

@@ -3,8 +3,8 @@
 //! Byte-level vocabularies (GPT-2) only. Nothing is built: each look-up reads the vocabulary from
 //! flash, some instructions per byte of it, far fewer than the model takes for a token.
 
-use bitnet_formats::section::SectionKind;
 use bitnet_formats::Archive;
+use bitnet_formats::section::SectionKind;
 
 /// The vocabulary of a model.
 #[derive(Clone, Copy)]

@@ -27,12 +27,12 @@ mod portable;
 #[deny(unsafe_code)]
 mod scalar;
 mod stripes;
-#[cfg(any(target_arch = "arm", target_arch = "riscv32", test))]
+#[cfg(any(small_core, all(test, target_arch = "x86_64")))]
 #[deny(unsafe_code)]
 mod swar;
 #[cfg(test)]
 mod tests;
-#[cfg(any(target_arch = "arm", target_arch = "riscv32", test))]
+#[cfg(any(small_core, all(test, target_arch = "x86_64")))]
 #[deny(unsafe_code)]
 mod words;
 #[cfg(target_arch = "x86_64")]
@@ -218,8 +218,16 @@ impl Kernels {
     /// The fastest set this machine can run.
     #[must_use]
     pub fn detect() -> Self {
-        let fastest = Isa::ALL.into_iter().rev().find_map(Self::for_isa);
-        fastest.unwrap_or(portable::KERNELS)
+        // One set is the answer on these machines: the others are not even linked.
+        #[cfg(arm_dsp)]
+        return dsp::KERNELS;
+        #[cfg(all(small_core, not(arm_dsp)))]
+        return swar::KERNELS;
+        #[cfg(not(small_core))]
+        {
+            let fastest = Isa::ALL.into_iter().rev().find_map(Self::for_isa);
+            fastest.unwrap_or(portable::KERNELS)
+        }
     }
 
     /// The definition.
@@ -234,7 +242,7 @@ impl Kernels {
         match isa {
             Isa::Scalar => Some(scalar::KERNELS),
             Isa::Portable => Some(portable::KERNELS),
-            #[cfg(any(target_arch = "arm", target_arch = "riscv32", test))]
+            #[cfg(any(small_core, all(test, target_arch = "x86_64")))]
             Isa::Swar => Some(swar::KERNELS),
             #[cfg(arm_dsp)]
             Isa::Dsp => Some(dsp::KERNELS),

@@ -104,13 +104,14 @@ fn t5_products(word: u32, terms: &Pairs<5>, sum: u32) -> u32 {
 }
 
 /// Peels one plane: the fractions that are left, and the sum with its products.
+///
+/// Written out: compilers that optimise for size make loops of arrays of two.
 #[inline(always)]
-fn t5_plane(fractions: [u32; 2], terms: [u32; 2], sum: u32) -> ([u32; 2], u32) {
-    let tripled = fractions.map(|x| x + (x << 1));
-    let digits = tripled.map(|x| (x >> 8) & 0x0003_0003);
-    let sum = sum.wrapping_add(digits[0].wrapping_mul(terms[0]));
-    let sum = sum.wrapping_add(digits[1].wrapping_mul(terms[1]));
-    (tripled.map(|x| x & 0x00ff_00ff), sum)
+fn t5_plane([even, odd]: [u32; 2], [terms0, terms1]: [u32; 2], sum: u32) -> ([u32; 2], u32) {
+    let (even, odd) = (even + (even << 1), odd + (odd << 1));
+    let sum = sum.wrapping_add(((even >> 8) & 0x0003_0003).wrapping_mul(terms0));
+    let sum = sum.wrapping_add(((odd >> 8) & 0x0003_0003).wrapping_mul(terms1));
+    ([even & 0x00ff_00ff, odd & 0x00ff_00ff], sum)
 }
 
 struct T2;

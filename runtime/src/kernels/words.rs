@@ -87,7 +87,10 @@ fn dot_group<D: WordDot>(
 #[inline(always)]
 pub(super) fn words(line: &[u8; LINE_BYTES], row: usize) -> [u32; ROWS] {
     let rows = line.as_chunks::<4>().0;
-    core::array::from_fn(|r| u32::from_le_bytes(rows[row + r]))
+    [
+        u32::from_le_bytes(rows[row]),
+        u32::from_le_bytes(rows[row + 1]),
+    ]
 }
 
 /// Ternary rows times floats: one row after another, an addition or subtraction for each trit that
@@ -127,7 +130,10 @@ fn dot_row<const BLOCK: usize>(
     for (line, x) in lines.iter().zip(x.chunks(BLOCK)) {
         let word = u32::from_le_bytes(line.as_chunks::<4>().0[row]);
         let mut halves = match BLOCK {
-            20 => [word ^ 0x8080_8080, (word ^ 0x8080_8080) >> 8].map(|half| half & 0x00ff_00ff),
+            20 => {
+                let fractions = word ^ 0x8080_8080;
+                [fractions & 0x00ff_00ff, (fractions >> 8) & 0x00ff_00ff]
+            }
             _ => [word, 0],
         };
         for x in x.chunks(4) {
@@ -148,7 +154,10 @@ fn dot_row<const BLOCK: usize>(
 /// The digits of four bytes, each in its byte.
 #[inline(always)]
 fn t5_digits(fractions: &mut [u32; 2]) -> u32 {
-    let [even, odd] = fractions.map(|x| x + (x << 1));
+    let [even, odd] = [
+        fractions[0] + (fractions[0] << 1),
+        fractions[1] + (fractions[1] << 1),
+    ];
     *fractions = [even & 0x00ff_00ff, odd & 0x00ff_00ff];
     (even >> 8) & 0x0003_0003 | odd & 0x0300_0300
 }

@@ -62,7 +62,9 @@ fn run(counter: &Counter, kv: &mut [u8], scratch: &mut [u8]) -> bool {
     let mut ids = [0; MAX_PROMPT];
     let prompt = argument(line, "ids").unwrap_or("40,83,305");
     let Some(n) = parse_ids(prompt, &mut ids) else {
-        print(format_args!("# ids={prompt}: at most {MAX_PROMPT} numbers with commas\n"));
+        print(format_args!(
+            "# ids={prompt}: at most {MAX_PROMPT} numbers with commas\n"
+        ));
         return false;
     };
     let tokens = argument(line, "tokens").map_or(Ok(40), str::parse);
@@ -96,19 +98,27 @@ fn report(
     let model = Model::load(archive, &mut [], &LoadOptions::default())?;
     let mut session = Session::new(&model, kv, scratch, &SESSION)?;
     generate(&mut session, counter, prompt, tokens)?;
-    print(format_args!("# board {NAME}, kernels {}\n", model.kernels().isa().name()));
+    print(format_args!(
+        "# board {NAME}, kernels {}\n",
+        model.kernels().isa().name()
+    ));
 
     let mut same = true;
     let mut first = None;
     for budget in [usize::MAX, 1, 7, 64] {
         let (hash, ok) = self_test(&model, (kv, scratch), &SESSION, budget)?;
         same &= ok && *first.get_or_insert(hash) == hash;
-        print(format_args!("# self-test {hash:016x} with budget {budget}: {}\n", verdict(ok)));
+        print(format_args!(
+            "# self-test {hash:016x} with budget {budget}: {}\n",
+            verdict(ok)
+        ));
     }
     let mut session = Session::new(&model, kv, scratch, &SESSION)?;
     for position in [0, SESSION.max_seq_len - 1] {
         let largest = largest_step(&mut session, counter, position)?;
-        print(format_args!("# largest step(1) at position {position}: {largest} instructions\n"));
+        print(format_args!(
+            "# largest step(1) at position {position}: {largest} instructions\n"
+        ));
     }
     let (used, available) = stack::high_water();
     let memory = PLAN.kv_bytes + PLAN.scratch_bytes;
@@ -123,5 +133,9 @@ fn report(
 }
 
 const fn verdict(ok: bool) -> &'static str {
-    if ok { "as in the file" } else { "NOT as in the file" }
+    if ok {
+        "as in the file"
+    } else {
+        "NOT as in the file"
+    }
 }
