@@ -11,7 +11,9 @@ pub mod archive;
 pub mod config;
 pub mod dtype;
 pub mod error;
+pub mod fixed;
 pub mod float;
+
 pub mod header;
 pub mod metadata;
 pub mod presets;

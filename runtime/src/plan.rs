@@ -31,12 +31,30 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// The plan of a session.
+    /// The plan of a session. In a constant, it is the size of a static buffer, and options that do
+    /// not fit are a compile error:
+    ///
+    /// ```
+    /// use bitnet_formats::Preset;
+    /// use bitnet_runtime::{KvType, MemoryPlan, SessionConfig};
+    ///
+    /// const CONFIG: SessionConfig = SessionConfig {
+    ///     max_seq_len: 128,
+    ///     prefill_batch: 1,
+    ///     kv: KvType::Native,
+    ///     threads: 1,
+    /// };
+    /// const PLAN: MemoryPlan = match MemoryPlan::new(&Preset::Nano.config(), &CONFIG) {
+    ///     Ok(plan) => plan,
+    ///     Err(_) => panic!("the options do not fit the model"),
+    /// };
+    /// const _: () = assert!(PLAN.kv_bytes + PLAN.scratch_bytes < 100_000);
+    /// ```
     ///
     /// # Errors
     ///
     /// The options do not fit the model, or the sizes exceed the address space.
-    pub fn new(model: &ModelConfig, session: &SessionConfig) -> Result<Self, RunError> {
+    pub const fn new(model: &ModelConfig, session: &SessionConfig) -> Result<Self, RunError> {
         let (asked, max) = (session.max_seq_len, model.max_seq_len);
         if asked == 0 || asked > max {
             return Err(RunError::SeqLen { asked, max });
@@ -47,15 +65,21 @@ impl MemoryPlan {
         if session.threads == 0 {
             return Err(RunError::NoThread);
         }
-        let kv_bytes = layer_cache_regions(model, session)?.total()?;
-        let kv_bytes = kv_bytes
-            .checked_mul(model.n_layers)
-            .ok_or(RunError::TooLarge)?;
-        let scratch_bytes = scratch_regions(model, session)?.total()?;
-        Ok(Self {
-            kv_bytes,
-            scratch_bytes,
-        })
+        let layer = match layer_cache_regions(model, session) {
+            Ok(regions) => regions,
+            Err(error) => return Err(error),
+        };
+        let scratch = match scratch_regions(model, session) {
+            Ok(regions) => regions,
+            Err(error) => return Err(error),
+        };
+        match (layer.total(model.n_layers), scratch.total(1)) {
+            (Ok(kv_bytes), Ok(scratch_bytes)) => Ok(Self {
+                kv_bytes,
+                scratch_bytes,
+            }),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
     }
 }
 
@@ -65,28 +89,38 @@ pub(crate) struct Regions<const N: usize>(pub(crate) [usize; N]);
 
 impl<const N: usize> Regions<N> {
     /// From `(elements, bytes per element)`.
-    fn new(sizes: [(u128, usize); N]) -> Result<Self, RunError> {
+    const fn new(sizes: [(u128, usize); N]) -> Result<Self, RunError> {
         let mut bytes = [0; N];
-        for (bytes, (n, size)) in bytes.iter_mut().zip(sizes) {
+        let mut i = 0;
+        while i < N {
+            let (n, size) = sizes[i];
             let aligned = (n * size as u128).next_multiple_of(ALIGNMENT as u128);
-            *bytes = usize::try_from(aligned).map_err(|_| RunError::TooLarge)?;
+            if aligned > isize::MAX as u128 {
+                return Err(RunError::TooLarge);
+            }
+            bytes[i] = aligned as usize;
+            i += 1;
         }
         Ok(Self(bytes))
     }
 
-    /// Bytes of all arrays.
-    pub(crate) fn total(&self) -> Result<usize, RunError> {
-        let sum = self
-            .0
-            .iter()
-            .try_fold(0usize, |sum, bytes| sum.checked_add(*bytes));
-        sum.filter(|sum| *sum <= isize::MAX as usize)
-            .ok_or(RunError::TooLarge)
+    /// Bytes of all arrays, `times` over.
+    pub(crate) const fn total(&self, times: usize) -> Result<usize, RunError> {
+        let (mut sum, mut i) = (0u128, 0);
+        while i < N {
+            sum += self.0[i] as u128;
+            i += 1;
+        }
+        let total = sum.saturating_mul(times as u128);
+        if total > isize::MAX as u128 {
+            return Err(RunError::TooLarge);
+        }
+        Ok(total as usize)
     }
 }
 
 /// The arrays of one layer's cache: keys and values, or latent codes, factors and rope keys.
-pub(crate) fn layer_cache_regions(
+pub(crate) const fn layer_cache_regions(
     model: &ModelConfig,
     session: &SessionConfig,
 ) -> Result<Regions<3>, RunError> {
@@ -96,11 +130,15 @@ pub(crate) fn layer_cache_regions(
             n_kv_heads,
             head_dim,
         } => {
-            let size = if session.kv == KvType::F32 { 4 } else { 2 };
+            let size = if matches!(session.kv, KvType::F32) {
+                4
+            } else {
+                2
+            };
             let n = positions * (n_kv_heads * head_dim) as u128;
             Regions::new([(n, size), (n, size), (0, 1)])
         }
-        Attention::Latent { .. } if session.kv == KvType::F16 => Err(RunError::LatentCache),
+        Attention::Latent { .. } if matches!(session.kv, KvType::F16) => Err(RunError::LatentCache),
         Attention::Latent {
             kv_lora_rank,
             qk_rope_head_dim,
@@ -117,25 +155,31 @@ pub(crate) fn layer_cache_regions(
 pub(crate) const SCRATCH_REGIONS: usize = 9;
 
 /// The arrays of the scratch buffer, in the order of [`crate::buffers::Scratch`].
-pub(crate) fn scratch_regions(
+pub(crate) const fn scratch_regions(
     model: &ModelConfig,
     session: &SessionConfig,
 ) -> Result<Regions<SCRATCH_REGIONS>, RunError> {
     let batch = session.prefill_batch as u128;
-    let per_token = |n: usize| batch * n as u128;
     // Queries, keys and head outputs are dead before gate and up are born: they share one array.
-    let wide = attention_width(model).max(2 * model.intermediate_size);
-    let workspace = workspace_regions(model, session)?.total()?;
+    let wide = larger(attention_width(model), 2 * model.intermediate_size);
+    let workspace = match workspace_regions(model, session) {
+        Ok(regions) => regions.total(session.threads),
+        Err(error) => return Err(error),
+    };
+    let workspaces = match workspace {
+        Ok(bytes) => bytes as u128,
+        Err(error) => return Err(error),
+    };
     Regions::new([
-        (batch, 4),                                       // ids
-        (per_token(model.hidden_size), 4),                // residual
-        (per_token(code_stride(model)), 1),               // codes
-        (batch, 4),                                       // act_scales
-        (per_token(model.rope_dim()), 4),                 // angles
-        (per_token(wide), 4),                             // wide
-        (model.hidden_size as u128, 2),                   // hidden_codes
-        (workspace as u128 * session.threads as u128, 1), // workspaces
-        (model.vocab_size as u128, 4),                    // logits
+        (batch, 4),                              // ids
+        (batch * model.hidden_size as u128, 4),  // residual
+        (batch * code_stride(model) as u128, 1), // codes
+        (batch, 4),                              // act_scales
+        (batch * model.rope_dim() as u128, 4),   // angles
+        (batch * wide as u128, 4),               // wide
+        (model.hidden_size as u128, 2),          // hidden_codes
+        (workspaces, 1),                         // workspaces
+        (model.vocab_size as u128, 4),           // logits
     ])
 }
 
@@ -143,7 +187,7 @@ pub(crate) fn scratch_regions(
 pub(crate) const WORKSPACE_REGIONS: usize = 6;
 
 /// The arrays of one thread's workspace, in the order of [`crate::buffers::Workspace`].
-pub(crate) fn workspace_regions(
+pub(crate) const fn workspace_regions(
     model: &ModelConfig,
     session: &SessionConfig,
 ) -> Result<Regions<WORKSPACE_REGIONS>, RunError> {
@@ -162,11 +206,11 @@ pub(crate) fn workspace_regions(
 pub(crate) const TILE_QUERIES: usize = 4;
 
 /// Queries of a tile of attention: no more than there can be for a key and value head.
-pub(crate) fn tile_queries(model: &ModelConfig, n_tokens: usize) -> usize {
+pub(crate) const fn tile_queries(model: &ModelConfig, n_tokens: usize) -> usize {
     match model.attention {
         Attention::Grouped { n_kv_heads, .. } => {
             let per_head = (model.n_heads / n_kv_heads).saturating_mul(n_tokens);
-            per_head.min(TILE_QUERIES)
+            smaller(per_head, TILE_QUERIES)
         }
         Attention::Latent { .. } => 1,
     }
@@ -181,18 +225,24 @@ pub(crate) const fn tile_width(model: &ModelConfig) -> usize {
 }
 
 /// Widest input of a BitLinear.
-pub(crate) fn widest_input(model: &ModelConfig) -> usize {
-    let kv = latent_rank(model);
-    model
-        .hidden_size
-        .max(model.intermediate_size)
-        .max(model.attn_dim())
-        .max(kv)
+pub(crate) const fn widest_input(model: &ModelConfig) -> usize {
+    let hidden = larger(model.hidden_size, model.intermediate_size);
+    larger(hidden, larger(model.attn_dim(), latent_rank(model)))
 }
 
 /// Codes of one token, padding included.
-pub(crate) fn code_stride(model: &ModelConfig) -> usize {
+pub(crate) const fn code_stride(model: &ModelConfig) -> usize {
     widest_input(model).next_multiple_of(CODE_PADDING)
+}
+
+/// `usize::min` in constants.
+const fn smaller(a: usize, b: usize) -> usize {
+    if a < b { a } else { b }
+}
+
+/// `usize::max` in constants.
+const fn larger(a: usize, b: usize) -> usize {
+    if a > b { a } else { b }
 }
 
 /// Rank of the latent; zero for grouped attention.
@@ -220,7 +270,7 @@ pub(crate) const fn kv_widths(model: &ModelConfig) -> (usize, usize) {
 }
 
 /// Floats per token that attention needs: queries, key/value projections, head outputs.
-fn attention_width(model: &ModelConfig) -> usize {
+const fn attention_width(model: &ModelConfig) -> usize {
     let (first, second) = kv_widths(model);
     model.q_dim() + first + second + model.attn_dim()
 }

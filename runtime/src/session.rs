@@ -3,7 +3,7 @@
 use crate::buffers::{self, LayerCache, Scratch, ScratchRegions, lend};
 use crate::error::{Buffer, RunError};
 use crate::forward::{Forward, Stage};
-use crate::model::Model;
+use crate::model::{Block, Model};
 #[cfg(feature = "std")]
 use crate::parallel::Threads;
 use crate::parts::Workers;
@@ -22,7 +22,7 @@ pub struct Session<'m, 'w, 'b> {
     scratch_regions: ScratchRegions,
     workers: Workers<'m>,
     len: usize,
-    chunk: Option<Chunk>,
+    chunk: Option<Chunk<'w>>,
 }
 
 /// Which positions of a chunk need logits.
@@ -51,11 +51,14 @@ pub enum Step {
 }
 
 /// How far a chunk has come.
-#[derive(Clone, Copy, Debug)]
-struct Chunk {
+#[derive(Clone, Copy)]
+struct Chunk<'w> {
     n_tokens: usize,
     want: Want,
     layer: usize,
+    /// The weights of the layer. Looking them up takes as long as a small unit of work, so it is
+    /// done once a layer and not in every step.
+    block: Block<'w>,
     stage: Stage,
     unit: usize,
     head_token: usize,
@@ -73,7 +76,7 @@ enum Next {
     End,
 }
 
-impl Chunk {
+impl Chunk<'_> {
     fn advance(&mut self, n_layers: usize) -> Next {
         self.unit = 0;
         let next = match self.stage {
@@ -225,6 +228,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
             n_tokens: ids.len(),
             want,
             layer: 0,
+            block: self.model.block(0),
             stage: Stage::Embed,
             unit: 0,
             head_token: if want == Want::Each { 0 } else { ids.len() - 1 },
@@ -256,7 +260,10 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
             }
             match chunk.advance(n_layers) {
                 Next::Stage => (),
-                Next::Layer => forward = self.forward(&chunk),
+                Next::Layer => {
+                    chunk.block = self.model.block(chunk.layer);
+                    forward = self.forward(&chunk);
+                }
                 Next::Logits => return Ok(self.after_logits(chunk)),
                 Next::End => return Ok(self.after_chunk(&chunk)),
             }
@@ -265,7 +272,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         Ok(Step::Pending)
     }
 
-    fn after_logits(&mut self, mut chunk: Chunk) -> Step {
+    fn after_logits(&mut self, mut chunk: Chunk<'w>) -> Step {
         let position = self.len + chunk.head_token;
         if chunk.head_token + 1 < chunk.n_tokens {
             chunk.head_token += 1;
@@ -277,7 +284,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         Step::Logits { position }
     }
 
-    fn after_chunk(&mut self, chunk: &Chunk) -> Step {
+    fn after_chunk(&mut self, chunk: &Chunk<'w>) -> Step {
         self.len += chunk.n_tokens;
         Step::Done
     }
@@ -384,13 +391,13 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         )
     }
 
-    fn forward(&mut self, chunk: &Chunk) -> Forward<'_, 'w> {
+    fn forward(&mut self, chunk: &Chunk<'w>) -> Forward<'_, 'w> {
         let (model, session) = (self.model.config(), &self.config);
         let (kv, scratch) = (&mut *self.kv, &mut *self.scratch);
         Forward {
             model: self.model,
             config: model,
-            block: self.model.block(chunk.layer),
+            block: chunk.block,
             scratch: Scratch::new(
                 scratch,
                 &self.scratch_regions,

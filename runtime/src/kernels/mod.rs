@@ -18,6 +18,8 @@ mod avx512vbmi;
 mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
+#[cfg(arm_dsp)]
+mod dsp;
 #[deny(unsafe_code)]
 mod float;
 #[deny(unsafe_code)]
@@ -25,8 +27,14 @@ mod portable;
 #[deny(unsafe_code)]
 mod scalar;
 mod stripes;
+#[cfg(any(small_core, all(test, target_arch = "x86_64")))]
+#[deny(unsafe_code)]
+mod swar;
 #[cfg(test)]
 mod tests;
+#[cfg(any(small_core, all(test, target_arch = "x86_64")))]
+#[deny(unsafe_code)]
+mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -47,6 +55,10 @@ pub enum Isa {
     Scalar,
     /// Plain Rust arranged so that the compiler vectorises it for any target.
     Portable,
+    /// Two products to a 32-bit multiplication, for small cores without vectors.
+    Swar,
+    /// 32-bit Arm with the DSP extension.
+    Dsp,
     /// x86-64 with AVX2.
     Avx2,
     /// x86-64 with AVX2 and its VNNI.
@@ -59,9 +71,11 @@ pub enum Isa {
 
 impl Isa {
     /// Every set, slowest first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Scalar,
         Self::Portable,
+        Self::Swar,
+        Self::Dsp,
         Self::Avx2,
         Self::AvxVnni,
         Self::Avx512Vnni,
@@ -74,6 +88,8 @@ impl Isa {
         match self {
             Self::Scalar => "scalar",
             Self::Portable => "portable",
+            Self::Swar => "swar",
+            Self::Dsp => "dsp",
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avxvnni",
             Self::Avx512Vnni => "avx512vnni",
@@ -202,8 +218,16 @@ impl Kernels {
     /// The fastest set this machine can run.
     #[must_use]
     pub fn detect() -> Self {
-        let fastest = Isa::ALL.into_iter().rev().find_map(Self::for_isa);
-        fastest.unwrap_or(portable::KERNELS)
+        // One set is the answer on these machines: the others are not even linked.
+        #[cfg(arm_dsp)]
+        return dsp::KERNELS;
+        #[cfg(all(small_core, not(arm_dsp)))]
+        return swar::KERNELS;
+        #[cfg(not(small_core))]
+        {
+            let fastest = Isa::ALL.into_iter().rev().find_map(Self::for_isa);
+            fastest.unwrap_or(portable::KERNELS)
+        }
     }
 
     /// The definition.
@@ -218,6 +242,10 @@ impl Kernels {
         match isa {
             Isa::Scalar => Some(scalar::KERNELS),
             Isa::Portable => Some(portable::KERNELS),
+            #[cfg(any(small_core, all(test, target_arch = "x86_64")))]
+            Isa::Swar => Some(swar::KERNELS),
+            #[cfg(arm_dsp)]
+            Isa::Dsp => Some(dsp::KERNELS),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::kernels(),
             #[cfg(target_arch = "x86_64")]
@@ -226,7 +254,7 @@ impl Kernels {
             Isa::Avx512Vnni => avx512vnni::kernels(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vbmi => avx512vbmi::kernels(),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[allow(unreachable_patterns, reason = "not all sets are of one machine")]
             _ => None,
         }
     }
