@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The project's checks, by name: ./ci.sh fmt | clippy | test | features | nostd | doc | bench-build | all
+# The project's checks, by name: ./ci.sh fmt | clippy | test | features | nostd | doc | bench-build | cross | all
 # What cannot run on this machine is printed as SKIP, never left out silently.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -37,9 +37,20 @@ doc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps; }
 
 bench-build() { cargo bench --workspace --no-run; }
 
+# Other processors, emulated. Each check installs what it needs, or says what it lacks.
+cross() {
+    local check
+    for check in aarch64 cortex_m wasm; do
+        if [ -f "tests/cross/$check.sh" ]; then
+            echo "== cross: $check"
+            "tests/cross/$check.sh"
+        fi
+    done
+}
+
 all() {
     local step
-    for step in fmt clippy test features nostd doc bench-build; do
+    for step in fmt clippy test features nostd doc bench-build cross; do
         echo "== $step"
         "$step"
     done
@@ -48,7 +59,7 @@ all() {
 
 for step in "${@:-all}"; do
     case "$step" in
-        fmt | clippy | test | features | nostd | doc | bench-build | all) "$step" ;;
+        fmt | clippy | test | features | nostd | doc | bench-build | cross | all) "$step" ;;
         *)
             echo "ci.sh: no check named '$step'; see the first lines of this file" >&2
             exit 2
