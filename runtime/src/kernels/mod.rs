@@ -6,7 +6,7 @@
 //! A set other than the first two is a module with one function `kernels() -> Option<Kernels>`,
 //! which gives the table where the machine has the instructions and nothing elsewhere: a function
 //! of a set cannot be reached but through its table. With `std` the machine is asked; without, the
-//! features the crate was compiled for decide.
+//! features the crate was compiled for decide, as they always do for wasm.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -24,9 +24,16 @@ mod float;
 mod portable;
 #[deny(unsafe_code)]
 mod scalar;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod simd128;
 mod stripes;
 #[cfg(test)]
 mod tests;
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "wasm32", target_feature = "simd128")
+))]
+mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -55,17 +62,20 @@ pub enum Isa {
     Avx512Vnni,
     /// x86-64 with AVX-512 BW, VNNI and VBMI.
     Avx512Vbmi,
+    /// WebAssembly with its 128-bit vectors.
+    Simd128,
 }
 
 impl Isa {
     /// Every set, slowest first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Scalar,
         Self::Portable,
         Self::Avx2,
         Self::AvxVnni,
         Self::Avx512Vnni,
         Self::Avx512Vbmi,
+        Self::Simd128,
     ];
 
     /// The name users type.
@@ -78,6 +88,7 @@ impl Isa {
             Self::AvxVnni => "avxvnni",
             Self::Avx512Vnni => "avx512vnni",
             Self::Avx512Vbmi => "avx512vbmi",
+            Self::Simd128 => "simd128",
         }
     }
 }
@@ -202,8 +213,15 @@ impl Kernels {
     /// The fastest set this machine can run.
     #[must_use]
     pub fn detect() -> Self {
-        let fastest = Isa::ALL.into_iter().rev().find_map(Self::for_isa);
-        fastest.unwrap_or(portable::KERNELS)
+        // A module with vectors is refused where there are none: there is nothing to find out, and no
+        // other set to keep in the module.
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        return simd128::KERNELS;
+        #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
+        {
+            let fastest = Isa::ALL.into_iter().rev().find_map(Self::for_isa);
+            fastest.unwrap_or(portable::KERNELS)
+        }
     }
 
     /// The definition.
@@ -226,7 +244,8 @@ impl Kernels {
             Isa::Avx512Vnni => avx512vnni::kernels(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vbmi => avx512vbmi::kernels(),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Isa::Simd128 => Some(simd128::KERNELS),
             _ => None,
         }
     }
