@@ -11,7 +11,8 @@ use core::ops::Range;
 use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 
 use super::float::float_kernels;
-use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
+use super::walk::{self, Line, Panel, Sums, Tile, lane, with_count};
+use super::x86::{self, prefetch_after};
 use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
 
 /// The set, where the machine has it.
@@ -37,7 +38,7 @@ const TILE: usize = 4;
 #[target_feature(enable = "avx2")]
 fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     let layout = job.weights.layout;
-    x86::ternary_gemm::<1, PLANES>(
+    walk::ternary_gemm::<1, PLANES>(
         job,
         out,
         |lines, token, sum| match layout {
@@ -238,7 +239,7 @@ fn multiply<const N: usize>(panel: &Panel<PLANES>, tile: &Tile<'_>, acc: &mut [[
 
 #[target_feature(enable = "avx2")]
 fn ternary_f32(weights: &TernaryView<'_>, groups: Range<usize>, x: &[f32], out: &mut [f32]) {
-    x86::ternary_f32::<PLANES>(
+    walk::ternary_f32::<PLANES>(
         weights,
         groups,
         x,
@@ -261,7 +262,7 @@ fn add_columns<const N: usize>(panels: &[Panel<PLANES>], x: &[f32], sums: &mut [
     let codes = _mm256_setr_ps(-1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0);
     let panels: [&Panel<PLANES>; N] = core::array::from_fn(|n| &panels[n]);
     let mut acc: [[__m256; 2]; N] = core::array::from_fn(|n| load_floats(&sums[n]));
-    x86::for_each_four(x, |j, four| {
+    walk::for_each_four(x, |j, four| {
         let mut digits = panels.map(|panel| load(&panel.0[j]));
         for x in four {
             let x = _mm256_set1_ps(x);
@@ -285,7 +286,7 @@ fn add_columns<const N: usize>(panels: &[Panel<PLANES>], x: &[f32], sums: &mut [
 fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
     let add_pairs = |acc, w, x| _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
     let dot = |codes: &[u8], x: &[i16]| dot_i8_i16(codes, x, add_pairs);
-    x86::head(matrix, rows, input, out, dot, |row, x| dense_dot(row, x));
+    walk::head(matrix, rows, input, out, dot, |row, x| dense_dot(row, x));
 }
 
 /// Columns whose products fit the 32-bit lanes: 128 pairs of at most `2^7 * 2^15` each.
@@ -319,7 +320,7 @@ pub(super) fn dot_i8_i16(
         let pairs = [0, 2].map(|i| _mm256_add_epi32(acc[i], acc[i + 1]));
         store_i32(&mut sums, _mm256_add_epi32(pairs[0], pairs[1]));
         total += sums.iter().map(|sum| i64::from(*sum)).sum::<i64>();
-        total += x86::dot_i8_rest(codes_rest, x_rest);
+        total += walk::dot_i8_rest(codes_rest, x_rest);
     }
     total
 }
@@ -337,12 +338,12 @@ pub(super) fn dense_dot(row: Row<'_>, x: &[f32]) -> f32 {
 
 #[target_feature(enable = "avx2,f16c")]
 fn dot_f32(a: &[f32], x: &[f32]) -> f32 {
-    dot_lanes(x86::le_bytes(a), x, |a| load_f32(a))
+    dot_lanes(walk::le_bytes(a), x, |a| load_f32(a))
 }
 
 #[target_feature(enable = "avx2,f16c")]
 fn dot_f16(a: &[u16], x: &[f32]) -> f32 {
-    dot_lanes(x86::le_bytes(a), x, |a| widen_f16(a))
+    dot_lanes(walk::le_bytes(a), x, |a| widen_f16(a))
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -372,7 +373,7 @@ fn dot_lanes<T: Copy + Default>(
         acc = add_products(acc, widen(a), load_floats(x));
     }
     if !a_rest.is_empty() {
-        let (a, x) = (x86::fill_lanes(a_rest), x86::fill_lanes(x_rest));
+        let (a, x) = (walk::fill_lanes(a_rest), walk::fill_lanes(x_rest));
         acc = add_products(acc, widen(&a), load_floats(&x));
     }
     fold(acc)

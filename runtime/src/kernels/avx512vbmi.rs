@@ -17,7 +17,8 @@ use bitnet_formats::ternary::t5_digits;
 
 use super::avx512vnni::{self, GROUPS, PLANES, TILE};
 use super::avx512vnni::{add_fields, broadcast, dot_fields, load, store, store_sums};
-use super::x86::{self, Line, Panel, Sums, prefetch_after, prefetch_ahead};
+use super::walk::{self, Line, Panel, Sums};
+use super::x86::{self, prefetch_after, prefetch_ahead};
 use super::{Isa, Kernels, Output, TernaryGemm};
 
 /// The set, where the machine has it.
@@ -32,7 +33,7 @@ pub(super) fn kernels() -> Option<Kernels> {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
 fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     let layout = job.weights.layout;
-    x86::ternary_gemm::<GROUPS, PLANES>(
+    walk::ternary_gemm::<GROUPS, PLANES>(
         job,
         out,
         |lines, token, sum| match layout {

@@ -11,7 +11,8 @@ use core::ops::Range;
 use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 
 use super::float::{FloatKernels, float_kernels};
-use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, prefetch_ahead, with_count};
+use super::walk::{self, Line, Panel, Sums, Tile, lane, with_count};
+use super::x86::{self, prefetch_after, prefetch_ahead};
 use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
 use super::{avx2, avx512attention};
 
@@ -44,7 +45,7 @@ pub(super) const TILE: usize = 6;
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     let layout = job.weights.layout;
-    x86::ternary_gemm::<GROUPS, PLANES>(
+    walk::ternary_gemm::<GROUPS, PLANES>(
         job,
         out,
         |lines, token, sum| match layout {
@@ -296,7 +297,7 @@ fn add_to(acc: &mut Sums, sums: __m512i) {
 
 #[target_feature(enable = "avx512f,avx512bw")]
 fn ternary_f32(weights: &TernaryView<'_>, groups: Range<usize>, x: &[f32], out: &mut [f32]) {
-    x86::ternary_f32::<PLANES>(
+    walk::ternary_f32::<PLANES>(
         weights,
         groups,
         x,
@@ -319,7 +320,7 @@ fn add_columns<const N: usize>(panels: &[Panel<PLANES>], x: &[f32], sums: &mut [
     let codes = _mm512_setr4_ps(-1.0, 0.0, 1.0, 0.0);
     let panels: [&Panel<PLANES>; N] = core::array::from_fn(|n| &panels[n]);
     let mut acc: [__m512; N] = core::array::from_fn(|n| load_floats(&sums[n]));
-    x86::for_each_four(x, |j, four| {
+    walk::for_each_four(x, |j, four| {
         let mut digits = panels.map(|panel| load(&panel.0[j]));
         for x in four {
             let x = _mm512_set1_ps(x);
@@ -338,7 +339,7 @@ fn add_columns<const N: usize>(panels: &[Panel<PLANES>], x: &[f32], sums: &mut [
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
     let dot = |codes: &[u8], x: &[i16]| dot_i8_i16(codes, x);
-    x86::head(matrix, rows, input, out, dot, |row, x| dense_dot(row, x));
+    walk::head(matrix, rows, input, out, dot, |row, x| dense_dot(row, x));
 }
 
 /// Columns whose products fit the 32-bit lanes: 128 pairs of at most `2^7 * 2^15` each.
@@ -364,7 +365,7 @@ fn dot_i8_i16(codes: &[u8], x: &[i16]) -> i64 {
         let mut sums = [0; 16];
         store_sums(&mut sums, _mm512_add_epi32(pairs[0], pairs[1]));
         total += sums.iter().map(|sum| i64::from(*sum)).sum::<i64>();
-        total += x86::dot_i8_rest(codes_rest, x_rest);
+        total += walk::dot_i8_rest(codes_rest, x_rest);
     }
     total
 }
@@ -382,12 +383,12 @@ fn dense_dot(row: Row<'_>, x: &[f32]) -> f32 {
 
 #[target_feature(enable = "avx512f")]
 fn dot_f32(a: &[f32], x: &[f32]) -> f32 {
-    dot_lanes(x86::le_bytes(a), x, |a| load_f32(a))
+    dot_lanes(walk::le_bytes(a), x, |a| load_f32(a))
 }
 
 #[target_feature(enable = "avx512f")]
 fn dot_f16(a: &[u16], x: &[f32]) -> f32 {
-    dot_lanes(x86::le_bytes(a), x, |a| widen_f16(a))
+    dot_lanes(walk::le_bytes(a), x, |a| widen_f16(a))
 }
 
 #[target_feature(enable = "avx512f")]
@@ -414,7 +415,7 @@ fn dot_lanes<T: Copy + Default>(a: &[T], x: &[f32], widen: impl Fn(&[T; 16]) -> 
         acc = _mm512_add_ps(acc, _mm512_mul_ps(widen(a), load_floats(x)));
     }
     if !a_rest.is_empty() {
-        let (a, x) = (x86::fill_lanes(a_rest), x86::fill_lanes(x_rest));
+        let (a, x) = (walk::fill_lanes(a_rest), walk::fill_lanes(x_rest));
         acc = _mm512_add_ps(acc, _mm512_mul_ps(widen(&a), load_floats(&x)));
     }
     let upper = _mm512_extractf64x4_pd::<1>(_mm512_castps_pd(acc));

@@ -8,7 +8,8 @@ use core::ops::Range;
 use bitnet_formats::{MatrixView, TernaryLayout};
 
 use super::avx2::{self, Halves, add_to, broadcast, load, next_fraction, zero};
-use super::x86::{self, Line, Panel, Sums, Tile, prefetch_after, with_count};
+use super::walk::{self, Line, Panel, Sums, Tile, with_count};
+use super::x86::{self, prefetch_after};
 use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
 
 /// The set, where the machine has it.
@@ -29,7 +30,7 @@ const TILE: usize = 6;
 #[target_feature(enable = "avx2,avxvnni")]
 fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     let layout = job.weights.layout;
-    x86::ternary_gemm::<1, PLANES>(
+    walk::ternary_gemm::<1, PLANES>(
         job,
         out,
         |lines, token, sum| match layout {
@@ -133,7 +134,7 @@ fn multiply<const N: usize>(panel: &Panel<PLANES>, tile: &Tile<'_>, acc: &mut [[
 fn head(matrix: &MatrixView<'_>, rows: Range<usize>, input: HeadInput<'_>, out: &mut [f32]) {
     let add_pairs = |acc, w, x| _mm256_dpwssd_avx_epi32(acc, w, x);
     let dot = |codes: &[u8], x: &[i16]| avx2::dot_i8_i16(codes, x, add_pairs);
-    x86::head(matrix, rows, input, out, dot, |row, x| {
+    walk::head(matrix, rows, input, out, dot, |row, x| {
         avx2::dense_dot(row, x)
     });
 }

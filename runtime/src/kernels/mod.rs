@@ -6,7 +6,7 @@
 //! A set other than the first two is a module with one function `kernels() -> Option<Kernels>`,
 //! which gives the table where the machine has the instructions and nothing elsewhere: a function
 //! of a set cannot be reached but through its table. With `std` the machine is asked; without, the
-//! features the crate was compiled for decide.
+//! features the crate was compiled for decide, as they always do for wasm.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -26,12 +26,19 @@ mod float;
 mod portable;
 #[deny(unsafe_code)]
 mod scalar;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod simd128;
 mod stripes;
 #[cfg(any(small_core, all(test, target_arch = "x86_64")))]
 #[deny(unsafe_code)]
 mod swar;
 #[cfg(test)]
 mod tests;
+#[cfg(any(
+    target_arch = "x86_64",
+    all(target_arch = "wasm32", target_feature = "simd128")
+))]
+mod walk;
 #[cfg(any(small_core, all(test, target_arch = "x86_64")))]
 #[deny(unsafe_code)]
 mod words;
@@ -67,11 +74,13 @@ pub enum Isa {
     Avx512Vnni,
     /// x86-64 with AVX-512 BW, VNNI and VBMI.
     Avx512Vbmi,
+    /// WebAssembly with its 128-bit vectors.
+    Simd128,
 }
 
 impl Isa {
     /// Every set, slowest first.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Scalar,
         Self::Portable,
         Self::Swar,
@@ -80,6 +89,7 @@ impl Isa {
         Self::AvxVnni,
         Self::Avx512Vnni,
         Self::Avx512Vbmi,
+        Self::Simd128,
     ];
 
     /// The name users type.
@@ -94,6 +104,7 @@ impl Isa {
             Self::AvxVnni => "avxvnni",
             Self::Avx512Vnni => "avx512vnni",
             Self::Avx512Vbmi => "avx512vbmi",
+            Self::Simd128 => "simd128",
         }
     }
 }
@@ -218,12 +229,15 @@ impl Kernels {
     /// The fastest set this machine can run.
     #[must_use]
     pub fn detect() -> Self {
-        // One set is the answer on these machines: the others are not even linked.
+        // One set is the answer on these machines: the others are not even linked. A module with
+        // vectors is refused where there are none, so there is nothing to find out.
         #[cfg(arm_dsp)]
         return dsp::KERNELS;
         #[cfg(all(small_core, not(arm_dsp)))]
         return swar::KERNELS;
-        #[cfg(not(small_core))]
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        return simd128::KERNELS;
+        #[cfg(not(any(small_core, all(target_arch = "wasm32", target_feature = "simd128"))))]
         {
             let fastest = Isa::ALL.into_iter().rev().find_map(Self::for_isa);
             fastest.unwrap_or(portable::KERNELS)
@@ -254,6 +268,8 @@ impl Kernels {
             Isa::Avx512Vnni => avx512vnni::kernels(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vbmi => avx512vbmi::kernels(),
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Isa::Simd128 => Some(simd128::KERNELS),
             #[allow(unreachable_patterns, reason = "not all sets are of one machine")]
             _ => None,
         }

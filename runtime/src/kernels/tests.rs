@@ -91,6 +91,7 @@ fn check_gemm(codes: &[i8], tokens: &[i8], cols: usize, store: Store) {
 /// machine is known beforehand, `KERNEL_SETS` names what it must have.
 #[test]
 fn every_set_of_this_machine_runs() {
+    #[cfg(target_arch = "x86_64")]
     macro_rules! has {
         ($($feature:tt)+) => {
             if cfg!(feature = "std") {
@@ -123,6 +124,7 @@ fn every_set_of_this_machine_runs() {
     ] {
         expected.extend(found.then_some(name));
     }
+    expected.extend(cfg!(target_feature = "simd128").then_some("simd128"));
     let ran: Vec<_> = Kernels::available().map(|k| k.isa().name()).collect();
     println!("kernel sets: {}", ran.join(" "));
     assert_eq!(ran, expected);

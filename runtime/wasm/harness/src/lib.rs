@@ -1,0 +1,32 @@
+//! The kernel harness of `bitnet-runtime` as a test program of its own, for WebAssembly.
+//!
+//! The crate's own test program needs libraries that do not build for wasm32-unknown-unknown; the
+//! harness needs nothing but the crate. `cargo test --target wasm32-unknown-unknown --no-run` makes a
+//! module whose `main` runs all tests, and traps if one fails.
+#![cfg(test)]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bitnet_formats::quant::NonFinite;
+use bitnet_formats::{Activation, VectorView};
+use bitnet_runtime::{kernels::*, math};
+
+#[path = "../../../src/kernels/tests.rs"]
+mod tests;
+
+static RAN: AtomicU32 = AtomicU32::new(0);
+
+/// The set that ran, of `Isa::ALL`: an engine cannot see what is printed, but it can ask.
+#[test]
+fn the_fastest_set_is_known() {
+    let fastest = Isa::ALL
+        .iter()
+        .position(|isa| *isa == Kernels::detect().isa());
+    RAN.store(1 + fastest.unwrap() as u32, Ordering::Relaxed);
+}
+
+/// 0 before the tests ran; then 1 where the scalar set is the fastest, and so on.
+#[unsafe(no_mangle)]
+extern "C" fn fastest_set() -> u32 {
+    RAN.load(Ordering::Relaxed)
+}

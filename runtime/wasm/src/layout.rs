@@ -1,0 +1,120 @@
+//! Where things are in linear memory: the file, then everything that the plan lends.
+
+use bitnet_formats::ModelConfig;
+use bitnet_runtime::sampler::Candidate;
+use bitnet_runtime::{ALIGNMENT, KvType, MemoryPlan, SessionConfig};
+
+use crate::error::Error;
+
+/// What a host asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Positions of the context; 0 for all that the model has.
+    pub context: u32,
+    /// Most tokens of a prompt that are read together.
+    pub batch: u32,
+}
+
+/// Bytes of each buffer, in the order in which they stand, each on a multiple of 64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The session that the buffers are for.
+    pub session: SessionConfig,
+    /// The model file.
+    pub file_bytes: usize,
+    /// Keys and values.
+    pub kv_bytes: usize,
+    /// What a step of the forward pass needs.
+    pub scratch_bytes: usize,
+    /// Candidates of the sampler, one for each token of the vocabulary.
+    pub candidate_bytes: usize,
+    /// Token ids of a prompt, as many as the context holds.
+    pub id_bytes: usize,
+}
+
+impl Layout {
+    /// The layout for a model.
+    ///
+    /// # Errors
+    ///
+    /// The options do not fit the model, or 32 bits do not address the sum.
+    pub fn new(config: &ModelConfig, file_bytes: u32, options: &Options) -> Result<Self, Error> {
+        let max_seq_len = match options.context {
+            0 => config.max_seq_len,
+            context => context as usize,
+        };
+        let session = SessionConfig {
+            max_seq_len,
+            prefill_batch: (options.batch as usize).min(max_seq_len),
+            kv: KvType::Native,
+            threads: 1,
+        };
+        let plan = MemoryPlan::new(config, &session)?;
+        let layout = Self {
+            session,
+            file_bytes: file_bytes as usize,
+            kv_bytes: plan.kv_bytes,
+            scratch_bytes: plan.scratch_bytes,
+            candidate_bytes: config.vocab_size * size_of::<Candidate>(),
+            id_bytes: max_seq_len * size_of::<u32>(),
+        };
+        layout.total()?;
+        Ok(layout)
+    }
+
+    /// The sizes, in order.
+    #[must_use]
+    pub const fn sizes(&self) -> [usize; 5] {
+        [
+            self.file_bytes,
+            self.kv_bytes,
+            self.scratch_bytes,
+            self.candidate_bytes,
+            self.id_bytes,
+        ]
+    }
+
+    /// Bytes from the first multiple of 64 on.
+    ///
+    /// # Errors
+    ///
+    /// 32 bits do not address them.
+    pub fn total(&self) -> Result<u32, Error> {
+        let aligned = |bytes: usize| (bytes as u64).next_multiple_of(ALIGNMENT as u64);
+        let total: u64 = self.sizes().into_iter().map(aligned).sum();
+        u32::try_from(total).map_err(|_| Error::TooLarge)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitnet_formats::Preset;
+
+    const OPTIONS: Options = Options {
+        context: 0,
+        batch: 32,
+    };
+
+    #[test]
+    fn nano() {
+        let config = Preset::Nano.config();
+        let layout = Layout::new(&config, 294_465, &OPTIONS).unwrap();
+        assert_eq!(layout.session.max_seq_len, 256);
+        assert_eq!(layout.session.prefill_batch, 32);
+        assert_eq!(layout.candidate_bytes, 512 * 8);
+        assert_eq!(layout.id_bytes, 256 * 4);
+        let buffers: usize = layout.sizes()[1..].iter().sum();
+        assert_eq!(layout.total(), Ok((294_528 + buffers) as u32));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let config = Preset::Nano.config();
+        let with = |context, batch| Layout::new(&config, 1, &Options { context, batch });
+        assert!(matches!(with(257, 1), Err(Error::Run(_))));
+        assert!(matches!(with(256, 0), Err(Error::Run(_))));
+        let file = Layout::new(&config, u32::MAX, &OPTIONS);
+        assert_eq!(file, Err(Error::TooLarge));
+    }
+}
