@@ -97,8 +97,8 @@ pub(crate) fn layer_cache_regions(
             head_dim,
         } => {
             let size = if session.kv == KvType::F32 { 4 } else { 2 };
-            let n = positions * (n_kv_heads * head_dim) as u128;
-            Regions::new([(n, size), (n, size), (0, 1)])
+            let n = |width: usize| positions * (n_kv_heads * width) as u128;
+            Regions::new([(n(model.score_dim()), size), (n(head_dim), size), (0, 1)])
         }
         Attention::Latent { .. } if session.kv == KvType::F16 => Err(RunError::LatentCache),
         Attention::Latent {
@@ -126,16 +126,17 @@ pub(crate) fn scratch_regions(
     // Queries, keys and head outputs are dead before gate and up are born: they share one array.
     let wide = attention_width(model).max(2 * model.intermediate_size);
     let workspace = workspace_regions(model, session)?.total()?;
+    let planes = code_planes(model);
     Regions::new([
         (batch, 4),                                       // ids
         (per_token(model.hidden_size), 4),                // residual
-        (per_token(code_stride(model)), 1),               // codes
-        (batch, 4),                                       // act_scales
+        (per_token(planes * code_stride(model)), 1),      // codes
+        (per_token(planes), 4),                           // act_scales
         (per_token(model.rope_dim()), 4),                 // angles
         (per_token(wide), 4),                             // wide
         (model.hidden_size as u128, 2),                   // hidden_codes
         (workspace as u128 * session.threads as u128, 1), // workspaces
-        (model.vocab_size as u128, 4),                    // logits
+        (model.output_size() as u128, 4),                 // logits
     ])
 }
 
@@ -149,7 +150,7 @@ pub(crate) fn workspace_regions(
 ) -> Result<Regions<WORKSPACE_REGIONS>, RunError> {
     let queries = tile_queries(model, session.prefill_batch) as u128;
     Regions::new([
-        (widest_input(model) as u128, 4),           // normed
+        (normed_floats(model) as u128, 4),          // normed
         (session.prefill_batch as u128, 4),         // factors
         (queries * session.max_seq_len as u128, 4), // scores
         (queries * tile_width(model) as u128, 4),   // mixed
@@ -189,6 +190,27 @@ pub(crate) fn widest_input(model: &ModelConfig) -> usize {
         .max(model.attn_dim())
         .max(kv)
 }
+
+/// Floats of one token's input on its way to a quantiser: after the norms before a linear, and where
+/// linears or heads have norms of their own, a second time.
+pub(crate) fn normed_floats(model: &ModelConfig) -> usize {
+    let twice = model.norms.in_linear.is_some() || model.qk_latent_dim.is_some();
+    let copies = if twice { 2 } else { 1 };
+    copies * widest_input(model)
+}
+
+/// How often the input of q, k and v, or of gate and up, is quantised: once, or once for each where
+/// they norm it apart.
+pub(crate) const fn code_planes(model: &ModelConfig) -> usize {
+    if model.norms.in_linear.is_some() {
+        PLANES
+    } else {
+        1
+    }
+}
+
+/// Most projections that read the same input.
+pub(crate) const PLANES: usize = 3;
 
 /// Codes of one token, padding included.
 pub(crate) fn code_stride(model: &ModelConfig) -> usize {
