@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bitnet_converter::{EmbeddingType, PackOptions};
+use bitnet_converter::{DenseWeights, EmbeddingType, PackOptions};
 use bitnet_formats::{Preset, TernaryLayout};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
@@ -44,6 +44,16 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 0, requires = "dummy")]
     seed: u64,
 
+    /// Takes the weights of a checkpoint that does not say so for masters of a ternary model:
+    /// onebitllms quantises them in bf16 arithmetic, as its exporter does (Falcon-E, revision
+    /// prequantized).
+    #[arg(long, value_name = "KIND", conflicts_with_all = ["dummy", "force_ternarise"])]
+    masters: Option<Masters>,
+
+    /// Makes the weights of a model ternary that was not trained so. It will write noise.
+    #[arg(long, conflicts_with = "dummy")]
+    force_ternarise: bool,
+
     /// Leaves the self-test vectors out: the new file is checked but not run.
     #[arg(long)]
     no_self_test: bool,
@@ -64,6 +74,12 @@ enum Embedding {
     F16,
     Bf16,
     I8,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Masters {
+    #[value(name = "onebitllms")]
+    OneBitLlms,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -94,6 +110,8 @@ pub(crate) enum Action {
         output: PathBuf,
         /// How tensors are stored.
         pack: PackOptions,
+        /// What to do with weights that are not ternary.
+        dense: DenseWeights,
         /// True to run the new file.
         self_test: bool,
     },
@@ -131,11 +149,17 @@ impl Args {
             embedding: self.embedding.into(),
             layout: self.pack.into(),
         };
+        let dense = match (self.masters, self.force_ternarise) {
+            (Some(Masters::OneBitLlms), _) => DenseWeights::OneBitLlms,
+            (None, true) => DenseWeights::ForceTernarise,
+            (None, false) => DenseWeights::Refuse,
+        };
         let (from, output) = input_and_output(self.dummy, self.seed, self.files)?;
         Ok(Action::Write {
             from,
             output,
             pack,
+            dense,
             self_test: !self.no_self_test,
         })
     }

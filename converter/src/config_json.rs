@@ -5,11 +5,13 @@
 //! is not understood is an error; nothing has a default but what the public classes leave out
 //! (`head_dim`, `num_key_value_heads`, `hidden_act`).
 
-use bitnet_formats::{Activation, Attention, ModelConfig, Norms, Rope, RopePairing, WeightScale};
+use bitnet_formats::{
+    Activation, Attention, ModelConfig, NormKind, Norms, Output, Rope, RopePairing, WeightScale,
+};
 use serde_json::{Value, json};
 
 use crate::error::ConfigJsonError;
-use crate::family::{Family, TensorNames, unsupported, wrong_type};
+use crate::family::{Detected, Family, TensorNames, WeightForm, unsupported, wrong_type};
 
 type Result<T> = std::result::Result<T, ConfigJsonError>;
 
@@ -18,6 +20,8 @@ type Result<T> = std::result::Result<T, ConfigJsonError>;
 pub struct CheckpointConfig {
     /// Whose checkpoint it is.
     pub family: Family,
+    /// How it stores ternary matrices.
+    pub weights: WeightForm,
     /// The model.
     pub model: ModelConfig,
     /// Token that starts a text.
@@ -34,8 +38,10 @@ impl CheckpointConfig {
     /// [`ConfigJsonError::Inexpressible`] where the public keys have no word for a setting.
     pub fn new(model: ModelConfig) -> Result<Self> {
         model.validate()?;
+        let (family, weights) = family_of(&model)?;
         Ok(Self {
-            family: family_of(&model)?,
+            family,
+            weights,
             model,
             bos_token_id: None,
             eos_token_ids: Vec::new(),
@@ -48,11 +54,15 @@ impl CheckpointConfig {
     ///
     /// The first key that is missing, of the wrong type, or not supported.
     pub fn from_json(config: &Value, names: TensorNames<'_>) -> Result<Self> {
-        let family = Family::detect(config, names)?;
-        let model = read_model(config, family)?;
+        let detected = Detected::of(config, names)?;
+        let model = match detected.family {
+            Family::BitNet700 => read_bitnet700(config)?,
+            _ => read_model(config, detected)?,
+        };
         model.validate()?;
         Ok(Self {
-            family,
+            family: detected.family,
+            weights: detected.weights,
             model,
             bos_token_id: token_ids(config, "bos_token_id")?.first().copied(),
             eos_token_ids: token_ids(config, "eos_token_id")?,
@@ -75,7 +85,7 @@ impl CheckpointConfig {
         config["quantization_config"] = json!({
             "quant_method": "bitnet",
             "linear_class": "autobitlinear",
-            "quantization_mode": if self.family.is_packed() { "offline" } else { "online" },
+            "quantization_mode": if self.weights.is_packed() { "offline" } else { "online" },
             "modules_to_not_convert": null,
         });
         config
@@ -83,18 +93,25 @@ impl CheckpointConfig {
 }
 
 /// The family that a model is written as.
-fn family_of(model: &ModelConfig) -> Result<Family> {
+fn family_of(model: &ModelConfig) -> Result<(Family, WeightForm)> {
     let inexpressible = |setting| Err(ConfigJsonError::Inexpressible { setting });
-    if !(model.norms.attn_sub_norm && model.norms.ffn_sub_norm) {
-        return inexpressible("a model without both sub-norms");
+    if model.norms != Norms::sub_ln(model.norms.eps) {
+        return inexpressible("a model without both sub-norms, or with others");
+    }
+    if model.qk_latent_dim.is_some() || model.output != Output::Logits {
+        return inexpressible("projected heads, or another output than logits of a dense head");
     }
     if model.rope.pairing != RopePairing::HalfRotation {
         return inexpressible("interleaved rotary pairs");
     }
     match (model.attention, model.weight_scale) {
-        (Attention::Grouped { .. }, WeightScale::Divide) => Ok(Family::BitNetMaster),
-        (Attention::Grouped { .. }, WeightScale::Multiply) => Ok(Family::BitNetPacked),
-        (Attention::Latent { .. }, WeightScale::Divide) => Ok(Family::LatentMaster),
+        (Attention::Grouped { .. }, WeightScale::Divide) => {
+            Ok((Family::BitNet, WeightForm::Masters))
+        }
+        (Attention::Grouped { .. }, multiply) => Ok((Family::BitNet, WeightForm::Packed(multiply))),
+        (Attention::Latent { .. }, WeightScale::Divide) => {
+            Ok((Family::Latent, WeightForm::Masters))
+        }
         (Attention::Latent { .. }, WeightScale::Multiply) => {
             inexpressible("latent attention with scales that multiply")
         }
@@ -164,8 +181,14 @@ fn token_value(ids: &[u32]) -> Value {
     }
 }
 
-fn read_model(config: &Value, family: Family) -> Result<ModelConfig> {
+fn read_model(config: &Value, detected: Detected) -> Result<ModelConfig> {
     refuse_biases(config)?;
+    refuse_local_attention(config)?;
+    let family = detected.family;
+    let output = match family {
+        Family::Qwen3Embedding => Output::Embedding,
+        _ => Output::Logits,
+    };
     Ok(ModelConfig {
         hidden_size: size(config, "hidden_size")?,
         intermediate_size: size(config, "intermediate_size")?,
@@ -178,14 +201,70 @@ fn read_model(config: &Value, family: Family) -> Result<ModelConfig> {
             theta: read_theta(config)?,
             pairing: RopePairing::HalfRotation,
         },
-        activation: read_activation(config)?,
-        norms: Norms {
-            eps: number(config, "rms_norm_eps")?,
-            attn_sub_norm: true,
-            ffn_sub_norm: true,
+        activation: read_activation(config, family)?,
+        norms: read_norms(config, detected)?,
+        tie_embeddings: output == Output::Logits && flag(config, "tie_word_embeddings")?,
+        weight_scale: detected.weights.weight_scale(),
+        qk_latent_dim: None,
+        output,
+    })
+}
+
+fn read_norms(config: &Value, detected: Detected) -> Result<Norms> {
+    let eps = number(config, "rms_norm_eps")?;
+    let norms = match detected.family {
+        Family::Llama => Norms::pre(eps),
+        Family::Qwen3Embedding => Norms {
+            qk_norm: true,
+            in_linear: Some(eps),
+            ..Norms::pre(eps)
         },
-        tie_embeddings: flag(config, "tie_word_embeddings")?,
-        weight_scale: family.weight_scale(),
+        _ => Norms::sub_ln(eps),
+    };
+    let in_linear = detected.in_linear.map(|eps| eps as f32);
+    Ok(Norms {
+        in_linear: in_linear.or(norms.in_linear),
+        ..norms
+    })
+}
+
+/// `bitnet700` has keys of its own, and fixes in its code what others configure.
+fn read_bitnet700(config: &Value) -> Result<ModelConfig> {
+    /// Of every LayerNorm: `layer_norm_eps` is not read by the model's code.
+    const EPS: f32 = 1e-6;
+    const THETA: f32 = 10_000.0;
+    if config["activation_function"] != "relu" {
+        let reason = "the model's code squares a ReLU";
+        return Err(unsupported("activation_function", config, reason));
+    }
+    let n_heads = size(config, "num_attention_heads")?;
+    let hidden_size = size(config, "hidden_size")?;
+    Ok(ModelConfig {
+        hidden_size,
+        intermediate_size: size(config, "intermediate_size")?,
+        n_layers: size(config, "num_hidden_layers")?,
+        n_heads,
+        attention: Attention::Grouped {
+            n_kv_heads: n_heads,
+            head_dim: implied_head_dim(config, n_heads)?,
+        },
+        vocab_size: size(config, "vocab_size")?,
+        max_seq_len: size(config, "max_position_embeddings")?,
+        rope: Rope {
+            theta: THETA,
+            pairing: RopePairing::HalfRotation,
+        },
+        activation: Activation::SquaredRelu,
+        norms: Norms {
+            kind: NormKind::Layer,
+            block: false,
+            in_linear: Some(EPS),
+            ..Norms::pre(EPS)
+        },
+        tie_embeddings: false,
+        weight_scale: WeightScale::Divide,
+        qk_latent_dim: Some(size(config, "latent_dim")?),
+        output: Output::TernaryLogits,
     })
 }
 
@@ -198,10 +277,30 @@ fn refuse_biases(config: &Value) -> Result<()> {
     Ok(())
 }
 
+/// Attention must reach every earlier position in every layer.
+fn refuse_local_attention(config: &Value) -> Result<()> {
+    const REASON: &str = "sliding windows are not built";
+    let everywhere = |layer: &Value| layer == "full_attention";
+    match present(config, "layer_types") {
+        None => (),
+        Some(Value::Array(layers)) if layers.iter().all(everywhere) => (),
+        Some(_) => return Err(unsupported("layer_types", config, REASON)),
+    }
+    // Where a class has a switch for the window, the switch decides.
+    match (
+        present(config, "use_sliding_window"),
+        present(config, "sliding_window"),
+    ) {
+        (Some(Value::Bool(false)), _) | (None, None) => Ok(()),
+        (None, Some(_)) => Err(unsupported("sliding_window", config, REASON)),
+        (Some(_), _) => Err(unsupported("use_sliding_window", config, REASON)),
+    }
+}
+
 fn read_attention(config: &Value, family: Family) -> Result<Attention> {
     let n_heads = size(config, "num_attention_heads")?;
     let n_kv_heads = size_or(config, "num_key_value_heads", || Ok(n_heads))?;
-    if family != Family::LatentMaster {
+    if family != Family::Latent {
         let head_dim = size_or(config, "head_dim", || implied_head_dim(config, n_heads))?;
         return Ok(Attention::Grouped {
             n_kv_heads,
@@ -232,9 +331,14 @@ fn implied_head_dim(config: &Value, n_heads: usize) -> Result<usize> {
     }
 }
 
-fn read_activation(config: &Value) -> Result<Activation> {
+fn read_activation(config: &Value, family: Family) -> Result<Activation> {
+    let default = match family {
+        Family::BitNet | Family::Latent => Activation::SquaredRelu,
+        _ => Activation::Silu,
+    };
     match present(config, "hidden_act").map(Value::as_str) {
-        None | Some(Some("relu2")) => Ok(Activation::SquaredRelu),
+        None => Ok(default),
+        Some(Some("relu2")) => Ok(Activation::SquaredRelu),
         Some(Some("silu")) => Ok(Activation::Silu),
         Some(_) => Err(unsupported(
             "hidden_act",
@@ -547,7 +651,7 @@ mod tests {
         };
         assert_eq!(
             refusal(|m| m.norms.ffn_sub_norm = false),
-            "config.json cannot express a model without both sub-norms"
+            "config.json cannot express a model without both sub-norms, or with others"
         );
         assert_eq!(
             refusal(|m| m.rope.pairing = RopePairing::Interleaved),

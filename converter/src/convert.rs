@@ -9,9 +9,10 @@ use bitnet_formats::metadata::encode_special_tokens;
 use bitnet_formats::{Archive, ArchiveWriter, FinishedArchive, Preset, SectionKind};
 
 use crate::checkpoint::Checkpoint;
+use crate::config_json::CheckpointConfig;
+use crate::dense::{self, DenseWeights};
 use crate::dummy::DummySource;
 use crate::error::ConvertError;
-use crate::family::Family;
 use crate::output::PartialFile;
 use crate::report::Report;
 use crate::selftest::{self, Vector};
@@ -38,6 +39,8 @@ const MOST_HELD: usize = 16 << 20;
 pub struct Conversion<'p> {
     /// How tensors are stored.
     pub pack: PackOptions,
+    /// What to do with weights that are not ternary.
+    pub dense: DenseWeights,
     /// True to run the new file and store self-test vectors in it.
     pub self_test: bool,
     /// Gives the bytes of the new file for reading it back: [`load`], or a memory map.
@@ -81,11 +84,11 @@ pub fn convert(
 ) -> Result<Outcome, ConvertError> {
     let checkpoint = Checkpoint::open(input)?;
     refuse_overwriting(&checkpoint, output)?;
-    let sidecars = Sidecars::read(&checkpoint)?;
-    let config = &sidecars.config;
-    let source = CheckpointSource::new(&checkpoint, config.model, config.family)?;
+    let mut sidecars = Sidecars::read(&checkpoint)?;
+    dense::decide(&checkpoint, &mut sidecars.config, conversion.dense)?;
+    let source = CheckpointSource::new(&checkpoint, &sidecars.config)?;
     let mut sections = Sections::of_sidecars(&sidecars);
-    sections.provenance(&provenance(&source, config.family)?);
+    sections.provenance(&provenance(&source, &sidecars.config)?);
     write(&source, sections, output, conversion)
 }
 
@@ -269,12 +272,12 @@ impl Sections {
 }
 
 /// What the source was, without paths or times: equal input gives equal bytes.
-fn provenance(source: &CheckpointSource<'_>, family: Family) -> Result<String, ConvertError> {
-    let architecture = family.architecture();
-    let weights = match family.is_packed() {
-        true => "packed codes",
-        false => "master weights",
-    };
+fn provenance(
+    source: &CheckpointSource<'_>,
+    config: &CheckpointConfig,
+) -> Result<String, ConvertError> {
+    let architecture = config.family.architecture();
+    let weights = config.weights.name();
     let embedding = source.embedding_dtype()?;
     Ok(format!(
         "architecture: {architecture}\nweights: {weights}\nembedding: {embedding}\n"

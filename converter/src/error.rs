@@ -141,6 +141,53 @@ pub enum ConvertError {
         /// The element.
         value: f32,
     },
+    /// Dequantised codes have one size but zero; this matrix has two.
+    #[error(
+        "tensor {tensor} holds {value} at index {index} after {size}: its weights are not -a, 0 and a \
+         of one a, as the first rows of the checkpoint are; is it damaged or half converted?"
+    )]
+    NotTernary {
+        /// The tensor.
+        tensor: String,
+        /// Row-major index of the element.
+        index: u64,
+        /// The element.
+        value: f32,
+        /// The size of those before it.
+        size: f32,
+    },
+    /// The weights were never ternary.
+    #[error(
+        "the weights are not ternary: tensor {tensor} holds {found}. A model must be trained with \
+         ternary weights; one that was not becomes noise. If these are the masters of a ternary \
+         model exported by onebitllms (Falcon-E, revision prequantized), say --masters onebitllms; \
+         to make them ternary all the same, say --force-ternarise"
+    )]
+    Dense {
+        /// The tensor that was looked at.
+        tensor: String,
+        /// Some of its values.
+        found: String,
+    },
+    /// Every group of inputs has a scale of its own.
+    #[error(
+        "tensor {tensor} has a scale for every {group} inputs of a row, as Ternary Bonsai has; a .btn \
+         file has one scale for a matrix, so this model cannot be stored without loss"
+    )]
+    GroupScales {
+        /// The tensor that was looked at.
+        tensor: String,
+        /// Inputs that share a scale.
+        group: usize,
+    },
+    /// Options that say how dense weights become ternary, for weights that already are.
+    #[error("{option} does not apply: the checkpoint holds {weights}")]
+    OptionUnused {
+        /// The option.
+        option: &'static str,
+        /// What it holds.
+        weights: &'static str,
+    },
     /// Two bits of a packed tensor hold 3, which is no ternary code.
     #[error("tensor {tensor} holds the code 3 at row {row}, column {col}; codes are 0, 1 and 2")]
     NotACode {

@@ -1,6 +1,8 @@
 //! Ternary codes by row group, in the order in which a `.btn` file stores them.
 
-use bitnet_formats::quant::{AbsMean, ternary_code, weight_scale};
+use bitnet_formats::quant::{
+    AbsMean, ternary_code, ternary_code_bf16, weight_scale, weight_scale_bf16,
+};
 use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_formats::{Attention, ModelConfig, TensorRole, TensorSpec};
 
@@ -17,10 +19,37 @@ pub trait CodeRows {
     fn read(&mut self, first: usize, out: &mut [i8]) -> Result<(), ConvertError>;
 }
 
+/// In which arithmetic master weights become codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// f32, as in training.
+    F32,
+    /// bf16, as the onebitllms exporter.
+    BF16,
+}
+
+impl Arithmetic {
+    fn scale(self, absmean: f32) -> f32 {
+        match self {
+            Self::F32 => weight_scale(absmean),
+            Self::BF16 => weight_scale_bf16(absmean),
+        }
+    }
+
+    fn quantize(self, weights: &[f32], scale: f32, codes: &mut [i8]) {
+        let pairs = codes.iter_mut().zip(weights);
+        match self {
+            Self::F32 => pairs.for_each(|(code, w)| *code = ternary_code(*w, scale)),
+            Self::BF16 => pairs.for_each(|(code, w)| *code = ternary_code_bf16(*w, scale)),
+        }
+    }
+}
+
 /// Master weights, quantised as they are read.
 pub struct QuantizedRows<R> {
     weights: R,
     scale: f32,
+    arithmetic: Arithmetic,
     buf: Vec<f32>,
 }
 
@@ -30,19 +59,21 @@ impl<R: WeightRows> QuantizedRows<R> {
     /// # Errors
     ///
     /// The weights cannot be read, or one is not finite.
-    pub fn new(mut weights: R, rows: usize, cols: usize) -> Result<Self, ConvertError> {
+    pub fn new(
+        mut weights: R,
+        (rows, cols): (usize, usize),
+        arithmetic: Arithmetic,
+    ) -> Result<Self, ConvertError> {
         let mut mean = AbsMean::default();
-        let mut buf = Vec::new();
-        for first in (0..rows).step_by(GROUP_ROWS) {
-            buf.resize(GROUP_ROWS.min(rows - first) * cols, 0.0);
-            weights.read(first, &mut buf)?;
-            mean.update(&buf);
-        }
-        let scale = weight_scale(mean.mean());
+        for_each_block(&mut weights, rows, cols, |_, block| {
+            mean.update(block);
+            Ok(())
+        })?;
         Ok(Self {
             weights,
-            scale,
-            buf,
+            scale: arithmetic.scale(mean.mean()),
+            arithmetic,
+            buf: Vec::new(),
         })
     }
 
@@ -57,11 +88,103 @@ impl<R: WeightRows> CodeRows for QuantizedRows<R> {
     fn read(&mut self, first: usize, out: &mut [i8]) -> Result<(), ConvertError> {
         self.buf.resize(out.len(), 0.0);
         self.weights.read(first, &mut self.buf)?;
-        out.iter_mut()
-            .zip(&self.buf)
-            .for_each(|(code, w)| *code = ternary_code(*w, self.scale));
+        self.arithmetic.quantize(&self.buf, self.scale, out);
         Ok(())
     }
+}
+
+/// Weights that are all -a, 0 or a: `a` is the scale and the signs are the codes. Nothing is rounded.
+pub struct DequantizedRows<R> {
+    weights: R,
+    size: f32,
+    buf: Vec<f32>,
+}
+
+impl<R: WeightRows> DequantizedRows<R> {
+    /// Reads the whole `[rows, cols]` matrix once to find `a`, and to see that there is no other size.
+    ///
+    /// # Errors
+    ///
+    /// The weights cannot be read, or two sizes are found: [`ConvertError::NotTernary`] with `name`.
+    pub fn new(
+        mut weights: R,
+        (rows, cols): (usize, usize),
+        name: &str,
+    ) -> Result<Self, ConvertError> {
+        let mut size = 0.0;
+        for_each_block(&mut weights, rows, cols, |first, block| {
+            match one_size(block, size) {
+                Ok(found) => size = found,
+                Err(at) => return Err(not_ternary(name, first * cols + at, block[at], size)),
+            }
+            Ok(())
+        })?;
+        // A matrix of zeros has any size.
+        let size = if size == 0.0 { 1.0 } else { size };
+        Ok(Self {
+            weights,
+            size,
+            buf: Vec::new(),
+        })
+    }
+
+    /// What the codes are multiplied by.
+    #[must_use]
+    pub const fn scale(&self) -> f32 {
+        self.size
+    }
+}
+
+impl<R: WeightRows> CodeRows for DequantizedRows<R> {
+    fn read(&mut self, first: usize, out: &mut [i8]) -> Result<(), ConvertError> {
+        self.buf.resize(out.len(), 0.0);
+        self.weights.read(first, &mut self.buf)?;
+        let sign = |w: &f32| i8::from(*w > 0.0) - i8::from(*w < 0.0);
+        out.iter_mut()
+            .zip(&self.buf)
+            .for_each(|(c, w)| *c = sign(w));
+        Ok(())
+    }
+}
+
+/// The size all values but zeros have, where `size` is that of the values before (zero for none yet);
+/// or the place of the first that has another.
+pub(crate) fn one_size(values: &[f32], size: f32) -> Result<f32, usize> {
+    let mut size = size;
+    for (at, value) in values.iter().enumerate() {
+        let found = value.abs();
+        if found != 0.0 && size == 0.0 {
+            size = found;
+        } else if found != 0.0 && found != size {
+            return Err(at);
+        }
+    }
+    Ok(size)
+}
+
+fn not_ternary(tensor: &str, index: usize, value: f32, size: f32) -> ConvertError {
+    ConvertError::NotTernary {
+        tensor: tensor.to_owned(),
+        index: index as u64,
+        value,
+        size,
+    }
+}
+
+/// Visits a matrix sixteen rows at a time, with the first row's number.
+fn for_each_block(
+    weights: &mut impl WeightRows,
+    rows: usize,
+    cols: usize,
+    mut visit: impl FnMut(usize, &[f32]) -> Result<(), ConvertError>,
+) -> Result<(), ConvertError> {
+    let mut buf = Vec::new();
+    for first in (0..rows).step_by(GROUP_ROWS) {
+        buf.resize(GROUP_ROWS.min(rows - first) * cols, 0.0);
+        weights.read(first, &mut buf)?;
+        visit(first, &buf)?;
+    }
+    Ok(())
 }
 
 /// The row groups of one tensor of a `.btn` file.
@@ -241,7 +364,7 @@ mod tests {
 
     fn groups(source: Memory, rows: usize, config: &ModelConfig, spec: &TensorSpec) -> Vec<i8> {
         let cols = source.cols;
-        let source = QuantizedRows::new(source, rows, cols).unwrap();
+        let source = QuantizedRows::new(source, (rows, cols), Arithmetic::F32).unwrap();
         let scale = source.scale();
         collect(TernaryGroups::new(Box::new(source), scale, config, spec))
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use bitnet_formats::{Archive, Attention, Dtype, ModelConfig, SectionKind};
+use bitnet_formats::{Archive, Attention, Dtype, ModelConfig, NormKind, Output, SectionKind};
 use serde_json::{Value, json};
 
 /// A listing of an opened file.
@@ -137,6 +137,12 @@ fn write_config(config: &ModelConfig, f: &mut fmt::Formatter<'_>) -> fmt::Result
     )?;
     line("activation", &format!("{:?}", config.activation))?;
     line("norms", &norms(config))?;
+    if let Some(dim) = config.qk_latent_dim {
+        line("qk_latent_dim", &dim)?;
+    }
+    if config.output != Output::Logits {
+        line("output", &format!("{:?}", config.output))?;
+    }
     line("tie_embeddings", &config.tie_embeddings)?;
     line("weight_scale", &format!("{:?}", config.weight_scale))
 }
@@ -164,12 +170,18 @@ fn attention_lines(attention: Attention) -> Vec<(&'static str, usize)> {
 fn norms(config: &ModelConfig) -> String {
     let norms = &config.norms;
     let optional = [
+        (norms.kind == NormKind::Layer, ", LayerNorm"),
+        (!norms.block, ", none before a block"),
         (norms.attn_sub_norm, ", attn_sub_norm"),
         (norms.ffn_sub_norm, ", ffn_sub_norm"),
+        (norms.qk_norm, ", of query and key heads"),
     ];
     let present = optional.iter().filter(|(has, _)| *has);
     let names: String = present.map(|(_, name)| *name).collect();
-    format!("eps {}{names}", norms.eps)
+    let in_linear = norms
+        .in_linear
+        .map_or(String::new(), |eps| format!(", in linears (eps {eps})"));
+    format!("eps {}{names}{in_linear}", norms.eps)
 }
 
 fn section_name(code: u32) -> String {

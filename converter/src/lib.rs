@@ -6,6 +6,7 @@
 //! 2. [`family`] decides whose checkpoint it is, from what it says and from what it holds.
 //! 3. [`config_json`] translates `config.json`, and [`names`] the tensor names, into the words of
 //!    [`bitnet_formats`]. Both also translate back, for whoever writes checkpoints.
+//!    A plain checkpoint's own weights tell whether they are ternary: [`dense`].
 //! 4. [`source`] checks that every tensor is there once, and streams its rows.
 //!
 //! Writing takes four more:
@@ -22,6 +23,7 @@
 pub mod checkpoint;
 pub mod config_json;
 pub mod convert;
+pub mod dense;
 pub mod dummy;
 pub mod error;
 pub mod family;
@@ -41,9 +43,10 @@ pub mod write;
 pub use checkpoint::Checkpoint;
 pub use config_json::CheckpointConfig;
 pub use convert::{Conversion, convert, convert_dummy};
+pub use dense::DenseWeights;
 pub use dummy::DummySource;
 pub use error::{ConfigJsonError, ConvertError, HeaderError};
-pub use family::Family;
+pub use family::{Family, WeightForm};
 pub use report::Report;
 pub use source::{CheckpointSource, Source};
 pub use write::{EmbeddingType, PackOptions};

@@ -15,7 +15,9 @@ use std::time::Instant;
 use anyhow::Context;
 use bitnet_converter::convert::{FileBytes, FileView, Outcome};
 use bitnet_converter::inspect::Listing;
-use bitnet_converter::{Conversion, ConvertError, PackOptions, convert, convert_dummy};
+use bitnet_converter::{
+    Conversion, ConvertError, DenseWeights, PackOptions, convert, convert_dummy,
+};
 use bitnet_formats::Archive;
 use indicatif::{ProgressBar, ProgressStyle};
 use memmap2::Mmap;
@@ -55,9 +57,10 @@ fn run(command: &Command) -> anyhow::Result<()> {
             from,
             output,
             pack,
+            dense,
             self_test,
         } => {
-            let outcome = write(from, output, *pack, *self_test)?;
+            let outcome = write(from, output, (*pack, *dense), *self_test)?;
             print_outcome(&outcome, command.json)
         }
     }
@@ -81,7 +84,7 @@ fn inspect(path: &Path, json: bool) -> anyhow::Result<()> {
 fn write(
     from: &Input,
     output: &Path,
-    pack: PackOptions,
+    (pack, dense): (PackOptions, DenseWeights),
     self_test: bool,
 ) -> anyhow::Result<Outcome> {
     let bar = progress_bar();
@@ -89,6 +92,7 @@ fn write(
     let start = Instant::now();
     let conversion = Conversion {
         pack,
+        dense,
         self_test,
         read_back: map,
         progress: &mut |done, total| {

@@ -31,21 +31,149 @@ impl CheckpointTensor {
     }
 }
 
-/// Every tensor a checkpoint of this model holds, each once, in the order of a `.btn` file.
-pub fn checkpoint_tensors(config: &ModelConfig) -> impl Iterator<Item = CheckpointTensor> + '_ {
-    config.tensors().filter_map(|spec| {
-        let name = (spec.role != TensorRole::KvBValue)
-            .then(|| tensor_name(spec.role, spec.layer))
-            .flatten()?;
-        let (rows, cols) = checkpoint_shape(config, spec);
-        Some(CheckpointTensor {
-            name,
-            role: spec.role,
-            layer: spec.layer,
-            rows,
-            cols,
+/// How a family names its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Naming {
+    /// Before every name.
+    root: &'static str,
+    /// Before the names of everything but the head.
+    model: &'static str,
+    attention: &'static str,
+    ffn: &'static str,
+    attn_sub_norm: &'static str,
+    ffn_sub_norm: &'static str,
+    /// The norm inside a linear.
+    inner_norm: &'static str,
+}
+
+impl Naming {
+    /// The names of the `transformers` library's BitNet and Llama, which this project writes as well.
+    pub const PUBLIC: Self = Self {
+        root: "",
+        model: "model.",
+        attention: "self_attn",
+        ffn: "mlp",
+        attn_sub_norm: "self_attn.attn_sub_norm",
+        ffn_sub_norm: "mlp.ffn_sub_norm",
+        inner_norm: "rms_norm",
+    };
+    /// `bitnet_b1_58`: the sub-norms have names of their own.
+    pub const B1_58: Self = Self {
+        attn_sub_norm: "self_attn.inner_attn_ln",
+        ffn_sub_norm: "mlp.ffn_layernorm",
+        ..Self::PUBLIC
+    };
+    /// `bitnet-embedding`: the body alone.
+    pub const EMBEDDING: Self = Self {
+        model: "",
+        inner_norm: "norm",
+        ..Self::PUBLIC
+    };
+    /// `bitnet700`.
+    pub const BITNET700: Self = Self {
+        attention: "attention",
+        ffn: "ffn",
+        ..Self::EMBEDDING
+    };
+
+    /// The same names behind another word, as an unwrapped training state has them.
+    #[must_use]
+    pub const fn under(self, root: &'static str) -> Self {
+        Self { root, ..self }
+    }
+
+    /// Name of a tensor.
+    ///
+    /// `None` for a role that checkpoints do not store, or where `layer` does not fit the role:
+    /// tensors of a block need one, the others must have none.
+    #[must_use]
+    pub fn name(&self, role: TensorRole, layer: Option<usize>) -> Option<String> {
+        let (root, model) = (self.root, self.model);
+        match layer {
+            Some(layer) if role.is_in_block() => {
+                let suffix = self.in_block(role)?;
+                Some(format!("{root}{model}layers.{layer}.{suffix}.weight"))
+            }
+            None => match role {
+                TensorRole::Embedding => Some(format!("{root}{model}embed_tokens.weight")),
+                TensorRole::FinalNorm => Some(format!("{root}{model}norm.weight")),
+                TensorRole::Head | TensorRole::TernaryHead => Some(format!("{root}lm_head.weight")),
+                TensorRole::HeadInputNorm => {
+                    Some(format!("{root}lm_head.{}.weight", self.inner_norm))
+                }
+                _ => None,
+            },
+            Some(_) => None,
+        }
+    }
+
+    fn in_block(&self, role: TensorRole) -> Option<String> {
+        use TensorRole as R;
+        let (attention, ffn, inner) = (self.attention, self.ffn, self.inner_norm);
+        Some(match role {
+            R::AttnNorm => "input_layernorm".to_owned(),
+            R::FfnNorm => "post_attention_layernorm".to_owned(),
+            R::AttnSubNorm => self.attn_sub_norm.to_owned(),
+            R::FfnSubNorm => self.ffn_sub_norm.to_owned(),
+            R::Q => format!("{attention}.q_proj"),
+            R::K => format!("{attention}.k_proj"),
+            R::V => format!("{attention}.v_proj"),
+            R::KvA => format!("{attention}.kv_a_proj_with_mqa"),
+            R::KvANorm => format!("{attention}.kv_a_layernorm"),
+            R::KvBKey | R::KvBValue => format!("{attention}.kv_b_proj"),
+            R::O => format!("{attention}.o_proj"),
+            R::Gate => format!("{ffn}.gate_proj"),
+            R::Up => format!("{ffn}.up_proj"),
+            R::Down => format!("{ffn}.down_proj"),
+            R::QHeadNorm => format!("{attention}.q_norm"),
+            R::KHeadNorm => format!("{attention}.k_norm"),
+            R::LatentQ => format!("{attention}.latent_q"),
+            R::LatentK => format!("{attention}.latent_k"),
+            _ => format!("{}.{inner}", self.in_block(linear_of(role)?)?),
         })
-    })
+    }
+
+    /// Every tensor a checkpoint of this model holds, each once, in the order of a `.btn` file.
+    pub fn checkpoint_tensors(
+        self,
+        config: &ModelConfig,
+    ) -> impl Iterator<Item = CheckpointTensor> + '_ {
+        config.tensors().filter_map(move |spec| {
+            let name = (spec.role != TensorRole::KvBValue)
+                .then(|| self.name(spec.role, spec.layer))
+                .flatten()?;
+            let (rows, cols) = checkpoint_shape(config, spec);
+            Some(CheckpointTensor {
+                name,
+                role: spec.role,
+                layer: spec.layer,
+                rows,
+                cols,
+            })
+        })
+    }
+}
+
+/// The linear that a norm is inside of.
+const fn linear_of(norm: TensorRole) -> Option<TensorRole> {
+    use TensorRole as R;
+    match norm {
+        R::QInputNorm => Some(R::Q),
+        R::KInputNorm => Some(R::K),
+        R::VInputNorm => Some(R::V),
+        R::OInputNorm => Some(R::O),
+        R::GateInputNorm => Some(R::Gate),
+        R::UpInputNorm => Some(R::Up),
+        R::DownInputNorm => Some(R::Down),
+        R::LatentQInputNorm => Some(R::LatentQ),
+        R::LatentKInputNorm => Some(R::LatentK),
+        _ => None,
+    }
+}
+
+/// [`Naming::checkpoint_tensors`] under the public names.
+pub fn checkpoint_tensors(config: &ModelConfig) -> impl Iterator<Item = CheckpointTensor> + '_ {
+    Naming::PUBLIC.checkpoint_tensors(config)
 }
 
 /// Shape of the checkpoint's tensor: that of the role, but for `kv_b_proj`, which is whole there.
@@ -67,91 +195,16 @@ fn checkpoint_shape(config: &ModelConfig, spec: TensorSpec) -> (usize, usize) {
     }
 }
 
-/// Public name of a tensor.
-///
-/// `None` for a role that checkpoints do not store, or where `layer` does not fit the role: tensors
-/// of a block need one, the others must have none.
+/// [`Naming::name`] under the public names.
 #[must_use]
 pub fn tensor_name(role: TensorRole, layer: Option<usize>) -> Option<String> {
-    let suffix = suffix(role)?;
-    match layer {
-        Some(layer) if role.is_in_block() => Some(format!("model.layers.{layer}.{suffix}")),
-        None if !role.is_in_block() => Some(suffix.to_owned()),
-        _ => None,
-    }
+    Naming::PUBLIC.name(role, layer)
 }
-
-/// Role and block of a public name: the inverse of [`tensor_name`].
-///
-/// `kv_b_proj` gives [`TensorRole::KvBKey`].
-#[must_use]
-pub fn parse_tensor_name(name: &str) -> Option<(TensorRole, Option<usize>)> {
-    let Some(rest) = name.strip_prefix("model.layers.") else {
-        let role = role_of(name).filter(|role| !role.is_in_block())?;
-        return Some((role, None));
-    };
-    let (layer, rest) = rest.split_once('.')?;
-    let role = role_of(rest).filter(|role| role.is_in_block())?;
-    Some((role, Some(parse_layer(layer)?)))
-}
-
-/// A layer number as [`tensor_name`] writes it: digits only, no leading zero.
-fn parse_layer(text: &str) -> Option<usize> {
-    let layer = text.parse::<usize>().ok()?;
-    (layer.to_string() == text).then_some(layer)
-}
-
-fn role_of(text: &str) -> Option<TensorRole> {
-    NAMES
-        .iter()
-        .find(|(_, name)| *name == text)
-        .map(|(role, _)| *role)
-}
-
-fn suffix(role: TensorRole) -> Option<&'static str> {
-    NAMES
-        .iter()
-        .find(|(r, _)| *r == role)
-        .map(|(_, name)| *name)
-}
-
-/// Names within a model or block. `kv_b_proj` is listed under its key half first.
-const NAMES: [(TensorRole, &str); 18] = [
-    (TensorRole::Embedding, "model.embed_tokens.weight"),
-    (TensorRole::FinalNorm, "model.norm.weight"),
-    (TensorRole::Head, "lm_head.weight"),
-    (TensorRole::AttnNorm, "input_layernorm.weight"),
-    (TensorRole::Q, "self_attn.q_proj.weight"),
-    (TensorRole::K, "self_attn.k_proj.weight"),
-    (TensorRole::V, "self_attn.v_proj.weight"),
-    (TensorRole::KvA, "self_attn.kv_a_proj_with_mqa.weight"),
-    (TensorRole::KvANorm, "self_attn.kv_a_layernorm.weight"),
-    (TensorRole::KvBKey, "self_attn.kv_b_proj.weight"),
-    (TensorRole::KvBValue, "self_attn.kv_b_proj.weight"),
-    (TensorRole::AttnSubNorm, "self_attn.attn_sub_norm.weight"),
-    (TensorRole::O, "self_attn.o_proj.weight"),
-    (TensorRole::FfnNorm, "post_attention_layernorm.weight"),
-    (TensorRole::Gate, "mlp.gate_proj.weight"),
-    (TensorRole::Up, "mlp.up_proj.weight"),
-    (TensorRole::FfnSubNorm, "mlp.ffn_sub_norm.weight"),
-    (TensorRole::Down, "mlp.down_proj.weight"),
-];
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use bitnet_formats::Preset;
-
-    #[test]
-    fn names_survive_the_round_trip_in_every_preset() {
-        for preset in Preset::ALL {
-            let config = preset.config();
-            for tensor in checkpoint_tensors(&config) {
-                let parsed = parse_tensor_name(&tensor.name);
-                assert_eq!(parsed, Some((tensor.role, tensor.layer)), "{}", tensor.name);
-            }
-        }
-    }
 
     /// A checkpoint holds the same parameters as the model, each once.
     #[test]
@@ -186,20 +239,31 @@ mod tests {
     }
 
     #[test]
-    fn other_names_have_no_role() {
-        for name in [
-            "",
-            "model.layers.0.self_attn.q_proj.bias",
-            "model.layers.x.self_attn.q_proj.weight",
-            "model.layers.01.self_attn.q_proj.weight",
-            "model.layers.+1.self_attn.q_proj.weight",
-            "model.layers.0.model.norm.weight",
-            "model.layers.0.lm_head.weight",
-            "layers.0.self_attn.q_proj.weight",
-        ] {
-            assert_eq!(parse_tensor_name(name), None, "{name}");
-        }
-        assert_eq!(parse_tensor_name("self_attn.q_proj.weight"), None);
+    fn each_family_has_its_names() {
+        let name = |naming: Naming, role| naming.name(role, Some(3)).unwrap();
+        assert_eq!(
+            name(Naming::PUBLIC, TensorRole::DownInputNorm),
+            "model.layers.3.mlp.down_proj.rms_norm.weight"
+        );
+        assert_eq!(
+            name(Naming::B1_58, TensorRole::AttnSubNorm),
+            "model.layers.3.self_attn.inner_attn_ln.weight"
+        );
+        assert_eq!(
+            name(Naming::EMBEDDING, TensorRole::KHeadNorm),
+            "layers.3.self_attn.k_norm.weight"
+        );
+        assert_eq!(
+            name(
+                Naming::BITNET700.under("model_state_dict."),
+                TensorRole::LatentQInputNorm
+            ),
+            "model_state_dict.layers.3.attention.latent_q.norm.weight"
+        );
+    }
+
+    #[test]
+    fn roles_without_a_tensor_have_no_name() {
         assert_eq!(tensor_name(TensorRole::RopeInvFreq, None), None);
         assert_eq!(tensor_name(TensorRole::Q, None), None);
         assert_eq!(tensor_name(TensorRole::Head, Some(0)), None);

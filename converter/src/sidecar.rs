@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use bitnet_formats::Output;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
@@ -63,6 +64,10 @@ fn read_config(checkpoint: &Checkpoint) -> Result<CheckpointConfig, ConvertError
 fn stop_ids(dir: &Path, config: &CheckpointConfig) -> Result<Vec<u32>, ConvertError> {
     let path = dir.join("generation_config.json");
     let mut ids = config.eos_token_ids.clone();
+    if config.model.output == Output::Embedding {
+        // The id that ends a text to be embedded, not those that end a chat.
+        return Ok(ids);
+    }
     if let Some(json) = json(&path)? {
         ids.extend(token_ids(&json, "eos_token_id").map_err(in_config(&path))?);
     }

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use bitnet_formats::{ModelConfig, TensorClass, TensorRole, TensorSpec};
 
 use crate::checkpoint::{Checkpoint, TensorRef};
+use crate::config_json::CheckpointConfig;
 use crate::error::ConvertError;
-use crate::family::Family;
-use crate::groups::{QuantizedRows, TernaryGroups};
-use crate::names::{checkpoint_tensors, tensor_name};
+use crate::family::{Family, WeightForm};
+use crate::groups::{Arithmetic, CodeRows, DequantizedRows, QuantizedRows, TernaryGroups};
+use crate::names::Naming;
 use crate::packed::{PackedRows, stored_rows};
 use crate::rows::{StoredRows, WeightRows};
 
@@ -37,7 +38,8 @@ pub trait Source {
 pub struct CheckpointSource<'c> {
     checkpoint: &'c Checkpoint,
     config: ModelConfig,
-    family: Family,
+    weights: WeightForm,
+    naming: Naming,
 }
 
 impl<'c> CheckpointSource<'c> {
@@ -48,13 +50,13 @@ impl<'c> CheckpointSource<'c> {
     /// The first tensor that is missing, misshapen, of the wrong type, or left over.
     pub fn new(
         checkpoint: &'c Checkpoint,
-        config: ModelConfig,
-        family: Family,
+        config: &CheckpointConfig,
     ) -> Result<Self, ConvertError> {
+        let naming = naming(checkpoint, config.family);
         let mut inventory = Inventory::of(checkpoint);
-        for tensor in checkpoint_tensors(&config) {
+        for tensor in naming.checkpoint_tensors(&config.model) {
             let ternary = tensor.role.class() == TensorClass::Ternary;
-            if family.is_packed() && ternary {
+            if config.weights.is_packed() && ternary {
                 inventory.take_packed(&tensor.name, tensor.rows, tensor.cols)?;
             } else {
                 let found = inventory.take(&tensor.name, tensor.shape())?;
@@ -64,8 +66,9 @@ impl<'c> CheckpointSource<'c> {
         inventory.expect_empty()?;
         Ok(Self {
             checkpoint,
-            config,
-            family,
+            config: config.model,
+            weights: config.weights,
+            naming,
         })
     }
 
@@ -83,36 +86,49 @@ impl<'c> CheckpointSource<'c> {
         role: TensorRole,
         layer: Option<usize>,
     ) -> Result<TensorRef<'c>, ConvertError> {
-        let name = tensor_name(role, layer).unwrap_or_default();
+        let name = self.naming.name(role, layer).unwrap_or_default();
         find(self.checkpoint, &name, Vec::new)
     }
 
-    fn packed(&self, spec: &TensorSpec) -> Result<TernaryGroups<'_>, ConvertError> {
+    fn packed(&self, spec: &TensorSpec) -> Result<(Codes<'_>, f32), ConvertError> {
         let tensor = self.tensor(spec.role, spec.layer)?;
         let name = scale_name(&tensor.info.name);
         let scale = read_scale(find(self.checkpoint, &name, || vec![1])?)?;
         let rows = PackedRows::new(tensor, spec.rows, spec.cols)?;
-        Ok(TernaryGroups::new(
-            Box::new(rows),
-            scale,
-            &self.config,
-            spec,
-        ))
+        Ok((Box::new(rows), scale))
     }
 
-    fn master(&self, spec: &TensorSpec) -> Result<TernaryGroups<'_>, ConvertError> {
+    fn quantized(
+        &self,
+        spec: &TensorSpec,
+        arithmetic: Arithmetic,
+    ) -> Result<(Codes<'_>, f32), ConvertError> {
+        let (rows, shape, _) = self.dense(spec)?;
+        let rows = QuantizedRows::new(rows, shape, arithmetic)?;
+        let scale = rows.scale();
+        Ok((Box::new(rows), scale))
+    }
+
+    fn dequantized(&self, spec: &TensorSpec) -> Result<(Codes<'_>, f32), ConvertError> {
+        let (rows, shape, name) = self.dense(spec)?;
+        let rows = DequantizedRows::new(rows, shape, name)?;
+        let scale = rows.scale();
+        Ok((Box::new(rows), scale))
+    }
+
+    /// A matrix of floats as it is stored, its stored shape, and its name.
+    fn dense(
+        &self,
+        spec: &TensorSpec,
+    ) -> Result<(StoredRows<'c>, (usize, usize), &'c str), ConvertError> {
         let tensor = self.tensor(spec.role, spec.layer)?;
         let (rows, cols) = (tensor.info.shape[0], tensor.info.shape[1]);
-        let rows = QuantizedRows::new(StoredRows::new(tensor, cols)?, rows, cols)?;
-        let scale = rows.scale();
-        Ok(TernaryGroups::new(
-            Box::new(rows),
-            scale,
-            &self.config,
-            spec,
-        ))
+        let stored = StoredRows::new(tensor, cols)?;
+        Ok((stored, (rows, cols), &tensor.info.name))
     }
 }
+
+type Codes<'c> = Box<dyn CodeRows + 'c>;
 
 impl Source for CheckpointSource<'_> {
     fn config(&self) -> &ModelConfig {
@@ -120,16 +136,29 @@ impl Source for CheckpointSource<'_> {
     }
 
     fn ternary(&self, spec: &TensorSpec) -> Result<TernaryGroups<'_>, ConvertError> {
-        if self.family.is_packed() {
-            self.packed(spec)
-        } else {
-            self.master(spec)
-        }
+        let (codes, scale) = match self.weights {
+            WeightForm::Packed(_) => self.packed(spec)?,
+            WeightForm::Masters | WeightForm::Undecided => self.quantized(spec, Arithmetic::F32)?,
+            WeightForm::MastersBf16 => self.quantized(spec, Arithmetic::BF16)?,
+            WeightForm::Dequantised => self.dequantized(spec)?,
+        };
+        Ok(TernaryGroups::new(codes, scale, &self.config, spec))
     }
 
     fn rows(&self, spec: &TensorSpec) -> Result<Box<dyn WeightRows + '_>, ConvertError> {
         let tensor = self.tensor(spec.role, spec.layer)?;
         Ok(Box::new(StoredRows::new(tensor, spec.cols)?))
+    }
+}
+
+/// The names of a family, behind the word that a saved training state puts before them.
+fn naming(checkpoint: &Checkpoint, family: Family) -> Naming {
+    const STATE: &str = "model_state_dict.";
+    let wrapped = checkpoint.names().next().is_some()
+        && checkpoint.names().all(|name| name.starts_with(STATE));
+    match wrapped {
+        true => family.naming().under(STATE),
+        false => family.naming(),
     }
 }
 

@@ -204,15 +204,16 @@ fn damaged_configurations() {
     let config = |e: &ConvertError| matches!(e, ConvertError::Config { .. });
     let cases = [
         Case::new(
-            |draft| draft.config["architectures"] = json!(["LlamaForCausalLM"]),
+            |draft| draft.config["architectures"] = json!(["MistralForCausalLM"]),
             |e| {
                 let ConvertError::Config { source, .. } = e else {
                     return false;
                 };
                 matches!(source, ConfigJsonError::Family { .. })
             },
-            "DIR/config.json: this is a LlamaForCausalLM checkpoint, which is not supported: \
-             its architecture is not BitNetForCausalLM",
+            "DIR/config.json: this is a MistralForCausalLM checkpoint, which is not supported: its \
+             architecture is none of BitNetForCausalLM, BitnetForCausalLM, LlamaForCausalLM and \
+             BitNetLatentForCausalLM",
         ),
         Case::new(
             |draft| draft.config["hidden_act"] = json!("gelu"),

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use bitnet_converter::convert::load;
 use bitnet_converter::{
-    Conversion, ConvertError, EmbeddingType, PackOptions, convert, convert_dummy,
+    Conversion, ConvertError, DenseWeights, EmbeddingType, PackOptions, convert, convert_dummy,
 };
 use bitnet_formats::{
     Archive, Attention, Dtype, ModelConfig, Preset, SectionKind, TensorClass, TensorRole,
@@ -264,6 +264,7 @@ fn dummy(preset: Preset, seed: u64) -> (bitnet_converter::Report, Vec<u8>) {
     let output = dir.path().join("dummy.btn");
     let conversion = Conversion {
         pack: PackOptions::default(),
+        dense: DenseWeights::Refuse,
         self_test: true,
         read_back: load,
         progress: &mut |_, _| ControlFlow::Continue(()),
@@ -292,6 +293,7 @@ fn a_stopped_conversion_leaves_nothing() {
     for stop_at in [1, 2_000, 20_000] {
         let conversion = Conversion {
             pack: PackOptions::default(),
+            dense: DenseWeights::Refuse,
             self_test: true,
             read_back: load,
             progress: &mut |done, total| {
@@ -314,6 +316,7 @@ fn progress_ends_at_the_total() {
     let mut last = (0, 1);
     let conversion = Conversion {
         pack: PackOptions::default(),
+        dense: DenseWeights::Refuse,
         self_test: false,
         read_back: load,
         progress: &mut |done, total| {

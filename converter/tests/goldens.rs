@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bitnet_converter::sidecar::Sidecars;
-use bitnet_converter::{Checkpoint, CheckpointSource, Family, Source};
+use bitnet_converter::{Checkpoint, CheckpointSource, Family, Source, WeightForm};
 use bitnet_formats::quant::{absmean, quantize_activations, ternary_code, weight_scale};
 use bitnet_formats::{Activation, Attention, TensorClass, TensorRole, TensorSpec, WeightScale};
 use safetensors::tensor::TensorView;
@@ -67,12 +67,15 @@ fn ulps(a: f32, b: f32) -> u32 {
 }
 
 /// Compares every ternary tensor of a fixture; returns how many there were.
-fn compare(name: &str, family: Family, scale_ulps: u32) -> usize {
+fn compare(name: &str, (family, weights): (Family, WeightForm), scale_ulps: u32) -> usize {
     let dir = fixture(name);
     let checkpoint = Checkpoint::open(&dir).unwrap();
     let sidecars = Sidecars::read(&checkpoint).unwrap();
-    assert_eq!(sidecars.config.family, family);
-    let source = CheckpointSource::new(&checkpoint, sidecars.config.model, family).unwrap();
+    assert_eq!(
+        (sidecars.config.family, sidecars.config.weights),
+        (family, weights)
+    );
+    let source = CheckpointSource::new(&checkpoint, &sidecars.config).unwrap();
     let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let ternary = |spec: &TensorSpec| spec.role.class() == TensorClass::Ternary;
@@ -106,19 +109,22 @@ fn public_name(spec: &TensorSpec) -> String {
     format!("model.layers.{}.{projection}.weight", spec.layer.unwrap())
 }
 
+const MASTERS: (Family, WeightForm) = (Family::BitNet, WeightForm::Masters);
+const PACKED: (Family, WeightForm) = (Family::BitNet, WeightForm::Packed(WeightScale::Multiply));
+
 #[test]
 fn f32_masters() {
-    assert_eq!(compare("bitnet_online_f32", Family::BitNetMaster, 2), 14);
+    assert_eq!(compare("bitnet_online_f32", MASTERS, 2), 14);
 }
 
 #[test]
 fn bf16_masters() {
-    assert_eq!(compare("bitnet_online_bf16", Family::BitNetMaster, 2), 14);
+    assert_eq!(compare("bitnet_online_bf16", MASTERS, 2), 14);
 }
 
 #[test]
 fn packed_codes() {
-    assert_eq!(compare("bitnet_packed", Family::BitNetPacked, 0), 21);
+    assert_eq!(compare("bitnet_packed", PACKED, 0), 21);
 }
 
 /// Both generations of keys, as the library wrote them.

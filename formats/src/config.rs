@@ -20,7 +20,8 @@ pub const MAX_SEQ_LEN: usize = 1 << 22;
 /// h += down_proj(ffn_sub_norm(activation(gate_proj(x)) * up_proj(x))),  x = ffn_norm(h)
 /// ```
 ///
-/// and the logits are `head . final_norm(h)`.
+/// and the logits are `head . final_norm(h)`. [`Norms`], `qk_latent_dim` and [`Output`] say where a
+/// model departs from this.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     /// Width of the residual stream.
@@ -47,6 +48,11 @@ pub struct ModelConfig {
     pub tie_embeddings: bool,
     /// How a stored weight scale enters a product.
     pub weight_scale: WeightScale,
+    /// Grouped attention only: the width to which one BitLinear, shared by all heads, takes a head's
+    /// rotated query, and another its rotated key, before they meet. `None` where they meet as they are.
+    pub qk_latent_dim: Option<usize>,
+    /// What the model gives for a position.
+    pub output: Output,
 }
 
 /// How attention makes its keys and values.
@@ -113,15 +119,70 @@ pub enum Activation {
     Silu,
 }
 
-/// Which optional norms a block has, and the epsilon of all of them.
+/// Which norms a model has, of which kind, and their epsilon. The norm before the head is always there.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Norms {
-    /// Added to the mean square before the root.
+    /// What every norm computes.
+    pub kind: NormKind,
+    /// Added to the mean square before the root, but for norms inside linears.
     pub eps: f32,
-    /// RmsNorm over the concatenated heads, before `o_proj`.
+    /// A norm before attention, and one before the feed-forward layer.
+    pub block: bool,
+    /// A norm over the concatenated heads, before `o_proj`.
     pub attn_sub_norm: bool,
-    /// RmsNorm over the gated product, before `down_proj`.
+    /// A norm over the gated product, before `down_proj`.
     pub ffn_sub_norm: bool,
+    /// A norm over each query head, and one over each key head, before they are rotated.
+    pub qk_norm: bool,
+    /// The epsilon of norms inside linears, where there are any: every BitLinear then norms its input
+    /// with a gain of its own, after all other norms and before it quantises.
+    pub in_linear: Option<f32>,
+}
+
+impl Norms {
+    /// RmsNorm before attention and before the feed-forward layer, and nothing else.
+    #[must_use]
+    pub const fn pre(eps: f32) -> Self {
+        Self {
+            kind: NormKind::Rms,
+            eps,
+            block: true,
+            attn_sub_norm: false,
+            ffn_sub_norm: false,
+            qk_norm: false,
+            in_linear: None,
+        }
+    }
+
+    /// The norms of BitNet b1.58: those of [`pre`](Self::pre) and both sub-norms.
+    #[must_use]
+    pub const fn sub_ln(eps: f32) -> Self {
+        Self {
+            attn_sub_norm: true,
+            ffn_sub_norm: true,
+            ..Self::pre(eps)
+        }
+    }
+}
+
+/// What a norm computes. `gain` is learned; there is no bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x^2) + eps) * gain` (arXiv 1910.07467).
+    Rms,
+    /// The same of `x - mean(x)` (arXiv 1607.06450).
+    Layer,
+}
+
+/// What a model gives for a position, from its normed hidden state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// Logits, by a dense matrix: the embedding or one of its own.
+    Logits,
+    /// Logits, by a BitLinear.
+    TernaryLogits,
+    /// The hidden state itself, scaled to length one: an embedding of the text so far.
+    Embedding,
 }
 
 /// How the stored scale of a ternary matrix enters `y = codes . x`.
@@ -167,6 +228,13 @@ pub enum ConfigError {
         /// Field of [`ModelConfig`].
         field: &'static str,
     },
+    /// Two settings that exclude each other.
+    Conflict {
+        /// A setting.
+        setting: &'static str,
+        /// What it cannot go with.
+        with: &'static str,
+    },
 }
 
 impl core::fmt::Display for ConfigError {
@@ -188,6 +256,9 @@ impl core::fmt::Display for ConfigError {
             Self::NotPositive { field } => {
                 write!(f, "{field} must be a finite number above zero")
             }
+            Self::Conflict { setting, with } => {
+                write!(f, "{setting} cannot go with {with}")
+            }
         }
     }
 }
@@ -203,8 +274,30 @@ impl ModelConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_ranges()?;
         self.validate_attention()?;
+        self.validate_departures()?;
         positive("norms.eps", self.norms.eps)?;
+        positive("norms.in_linear", self.norms.in_linear.unwrap_or(1.0))?;
         positive("rope.theta", self.rope.theta)
+    }
+
+    fn validate_departures(&self) -> Result<(), ConfigError> {
+        let norms = &self.norms;
+        let plain_norms =
+            norms.kind == NormKind::Rms && norms.in_linear.is_none() && !norms.qk_norm;
+        if let Attention::Latent { .. } = self.attention {
+            let with = "latent attention";
+            conflict(!plain_norms, "this kind or place of norms", with)?;
+            conflict(self.qk_latent_dim.is_some(), "qk_latent_dim", with)?;
+        }
+        if let Some(dim) = self.qk_latent_dim {
+            in_range("qk_latent_dim", dim, self.qk_head_dim())?;
+        }
+        let head_is_other = self.output != Output::Logits;
+        conflict(
+            head_is_other && self.tie_embeddings,
+            "a tied head",
+            "this output",
+        )
     }
 
     fn validate_ranges(&self) -> Result<(), ConfigError> {
@@ -271,6 +364,24 @@ impl ModelConfig {
         }
     }
 
+    /// Width in which a head's query and key meet.
+    #[must_use]
+    pub const fn score_dim(&self) -> usize {
+        match self.qk_latent_dim {
+            Some(dim) => dim,
+            None => self.qk_head_dim(),
+        }
+    }
+
+    /// Numbers the model gives for a position: logits, or elements of an embedding.
+    #[must_use]
+    pub const fn output_size(&self) -> usize {
+        match self.output {
+            Output::Logits | Output::TernaryLogits => self.vocab_size,
+            Output::Embedding => self.hidden_size,
+        }
+    }
+
     /// Width of a head's value.
     #[must_use]
     pub const fn v_head_dim(&self) -> usize {
@@ -323,6 +434,17 @@ const fn in_range(field: &'static str, value: usize, max: usize) -> Result<(), C
 const fn multiple(field: &'static str, value: usize, of: usize) -> Result<(), ConfigError> {
     if !value.is_multiple_of(of) {
         return Err(ConfigError::NotAMultiple { field, value, of });
+    }
+    Ok(())
+}
+
+const fn conflict(
+    is_one: bool,
+    setting: &'static str,
+    with: &'static str,
+) -> Result<(), ConfigError> {
+    if is_one {
+        return Err(ConfigError::Conflict { setting, with });
     }
     Ok(())
 }
@@ -399,6 +521,41 @@ mod tests {
         assert_eq!(
             changed(groups),
             "n_heads 8 must be a multiple of n_kv_heads 3"
+        );
+
+        assert_eq!(
+            changed(|c| c.norms.qk_norm = true),
+            "this kind or place of norms cannot go with latent attention"
+        );
+        assert_eq!(
+            changed(|c| c.qk_latent_dim = Some(8)),
+            "qk_latent_dim cannot go with latent attention"
+        );
+        assert_eq!(
+            changed(|c| c.output = Output::Embedding),
+            "a tied head cannot go with this output"
+        );
+        let departure: Change = |c| {
+            c.attention = Attention::Grouped {
+                n_kv_heads: 8,
+                head_dim: 32,
+            };
+            c.norms.in_linear = Some(0.0);
+        };
+        assert_eq!(
+            changed(departure),
+            "norms.in_linear must be a finite number above zero"
+        );
+        let departure: Change = |c| {
+            c.attention = Attention::Grouped {
+                n_kv_heads: 8,
+                head_dim: 32,
+            };
+            c.qk_latent_dim = Some(33);
+        };
+        assert_eq!(
+            changed(departure),
+            "qk_latent_dim is 33; it must be between 1 and 32"
         );
 
         fn changed(change: Change) -> std::string::String {

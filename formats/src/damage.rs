@@ -236,7 +236,7 @@ fn every_rule_has_its_error() {
             |b| b[CONFIG as usize] = 9,
             FormatError::ConfigVersion {
                 found: 9,
-                supported: 1,
+                supported: 2,
             },
         ),
         (

@@ -4,7 +4,9 @@
 //! can then be statics of exactly the planned size, and a model that does not fit its device is a
 //! compile error. Nothing is verified here; [`crate::Archive::open`] does that.
 
-use crate::config::{Activation, Attention, ModelConfig, Norms, Rope, RopePairing, WeightScale};
+use crate::config::{
+    Activation, Attention, ModelConfig, NormKind, Norms, Output, Rope, RopePairing, WeightScale,
+};
 use crate::header::{MAGIC, PREAMBLE_BYTES, SECTION_ENTRY_BYTES};
 use crate::metadata::CONFIG_VERSION;
 use crate::section::SectionKind;
@@ -29,8 +31,14 @@ pub const fn config_of(file: &[u8]) -> Option<ModelConfig> {
         failed: false,
     };
     let version = u16::from_le_bytes([reader.byte(), reader.byte()]);
-    let config = read_config(&mut reader);
-    if version == CONFIG_VERSION && !reader.failed && reader.rest.is_empty() {
+    let mut config = read_config(&mut reader);
+    if version == 2 {
+        config = read_departures(&mut reader, config);
+    }
+    // A version that is added later has to be read here as well.
+    const { assert!(CONFIG_VERSION == 2) };
+    let known = version == 1 || version == 2;
+    if known && !reader.failed && reader.rest.is_empty() {
         Some(config)
     } else {
         None
@@ -94,7 +102,7 @@ const fn read_config(r: &mut Reader<'_>) -> ModelConfig {
             }
         }
     };
-    ModelConfig {
+    let mut config = ModelConfig {
         hidden_size,
         intermediate_size,
         n_layers,
@@ -114,16 +122,42 @@ const fn read_config(r: &mut Reader<'_>) -> ModelConfig {
             true => Activation::Silu,
         },
         norms: Norms {
-            eps: r.f32(),
-            attn_sub_norm: r.flag(),
-            ffn_sub_norm: r.flag(),
+            attn_sub_norm: false,
+            ffn_sub_norm: false,
+            ..Norms::pre(r.f32())
         },
-        tie_embeddings: r.flag(),
-        weight_scale: match r.flag() {
-            false => WeightScale::Multiply,
-            true => WeightScale::Divide,
-        },
+        tie_embeddings: false,
+        weight_scale: WeightScale::Multiply,
+        qk_latent_dim: None,
+        output: Output::Logits,
+    };
+    config.norms.attn_sub_norm = r.flag();
+    config.norms.ffn_sub_norm = r.flag();
+    config.tie_embeddings = r.flag();
+    if r.flag() {
+        config.weight_scale = WeightScale::Divide;
     }
+    config
+}
+
+/// What version 2 adds.
+const fn read_departures(r: &mut Reader<'_>, mut config: ModelConfig) -> ModelConfig {
+    if r.flag() {
+        config.norms.kind = NormKind::Layer;
+    }
+    config.norms.block = r.flag();
+    config.norms.qk_norm = r.flag();
+    config.norms.in_linear = if r.flag() { Some(r.f32()) } else { None };
+    config.qk_latent_dim = if r.flag() { Some(r.size()) } else { None };
+    config.output = match r.size() {
+        0 => Output::Logits,
+        1 => Output::TernaryLogits,
+        variant => {
+            r.require(variant == 2);
+            Output::Embedding
+        }
+    };
+    config
 }
 
 /// Reads little-endian and postcard numbers. Past the end it gives zeros and remembers the failure.
@@ -236,6 +270,13 @@ mod tests {
                     _ => RopePairing::Interleaved,
                 };
                 assert_eq!(config_of(&file(&config)), Some(config));
+                config.norms.qk_norm = true;
+                config.norms.in_linear = (flags & 1 != 0).then_some(1e-6);
+                config.qk_latent_dim = (flags & 2 != 0).then_some(300);
+                config.output =
+                    [Output::Logits, Output::TernaryLogits, Output::Embedding][flags % 3];
+                config.norms.kind = [NormKind::Rms, NormKind::Layer][flags % 2];
+                assert_eq!(config_of(&file(&config)), Some(config));
             }
         }
     }
@@ -246,7 +287,7 @@ mod tests {
         for n in 0..whole.len() {
             assert_eq!(config_of(&whole[..n]), None, "{n} bytes");
         }
-        for (at, value) in [(0, 0), (32, 0), (64, 2), (72, 129), (80, 1), (128, 2)] {
+        for (at, value) in [(0, 0), (32, 0), (64, 2), (72, 129), (80, 1), (128, 3)] {
             let mut changed = whole.clone();
             changed[at] = value;
             assert_eq!(config_of(&changed), None, "byte {at}");

@@ -9,6 +9,7 @@
 
 pub mod archive;
 pub mod config;
+mod config_wire;
 pub mod dtype;
 pub mod error;
 pub mod fixed;
@@ -31,7 +32,8 @@ mod damage;
 pub use archive::Archive;
 
 pub use config::{
-    Activation, Attention, ConfigError, ModelConfig, Norms, Rope, RopePairing, WeightScale,
+    Activation, Attention, ConfigError, ModelConfig, NormKind, Norms, Output, Rope, RopePairing,
+    WeightScale,
 };
 pub use dtype::{Dtype, MatrixView, Row, VectorView};
 pub use error::FormatError;

@@ -1,11 +1,12 @@
 //! Small sections beside the weights: the configuration, special tokens, self-test vectors.
 
 use crate::config::ModelConfig;
+use crate::config_wire;
 use crate::error::FormatError;
 use crate::section::SectionKind;
 
-/// Newest configuration version this crate reads, and the one it writes.
-pub const CONFIG_VERSION: u16 = 1;
+/// Newest configuration version this crate reads. It writes the oldest that can say what is meant.
+pub const CONFIG_VERSION: u16 = 2;
 /// Most bytes a configuration may take.
 pub const MAX_CONFIG_BYTES: usize = 4_096;
 
@@ -16,10 +17,9 @@ pub const MAX_CONFIG_BYTES: usize = 4_096;
 /// Never: [`MAX_CONFIG_BYTES`] holds every configuration.
 #[must_use]
 pub fn encode_config<'b>(config: &ModelConfig, buf: &'b mut [u8; MAX_CONFIG_BYTES]) -> &'b [u8] {
-    buf[..2].copy_from_slice(&CONFIG_VERSION.to_le_bytes());
-    let len = postcard::to_slice(config, &mut buf[2..])
-        .expect("a config is small")
-        .len();
+    let (version, body) = buf.split_at_mut(2);
+    let (number, len) = config_wire::encode(config, body);
+    version.copy_from_slice(&number.to_le_bytes());
     &buf[..2 + len]
 }
 
@@ -32,13 +32,13 @@ pub fn decode_config(bytes: &[u8]) -> Result<ModelConfig, FormatError> {
     let content = FormatError::SectionContent(SectionKind::Config);
     let (version, body) = bytes.split_first_chunk().ok_or(content)?;
     let found = u16::from_le_bytes(*version);
-    if found != CONFIG_VERSION {
+    if found > CONFIG_VERSION {
         return Err(FormatError::ConfigVersion {
             found,
             supported: CONFIG_VERSION,
         });
     }
-    let (config, rest) = postcard::take_from_bytes::<ModelConfig>(body).map_err(|_| content)?;
+    let (config, rest) = config_wire::decode(found, body).ok_or(content)?;
     if !rest.is_empty() {
         return Err(content);
     }
@@ -213,6 +213,7 @@ pub fn push_self_test(out: &mut std::vec::Vec<u8>, kv: KvType, ids: &[u32], logi
 #[cfg(all(test, feature = "std"))]
 mod tests {
     use super::*;
+    use crate::config::{NormKind, Output};
     use crate::presets::Preset;
 
     #[test]
@@ -224,13 +225,41 @@ mod tests {
             let content = Err(FormatError::SectionContent(SectionKind::Config));
             assert_eq!(decode_config(&buf[..len + 1]), content);
             assert_eq!(decode_config(&buf[..len - 1]), content);
-            buf[0] = 2;
+            buf[0] = 3;
             let version = FormatError::ConfigVersion {
-                found: 2,
-                supported: 1,
+                found: 3,
+                supported: 2,
             };
             assert_eq!(decode_config(&buf[..len]), Err(version));
         }
+    }
+
+    /// What version 1 can say is written as version 1, so that older readers read it.
+    #[test]
+    fn the_version_is_the_oldest_that_will_do() {
+        let plain = Preset::BitNetLarge.config();
+        let departures: [fn(&mut ModelConfig); 6] = [
+            |c| c.norms.kind = NormKind::Layer,
+            |c| c.norms.block = false,
+            |c| c.norms.qk_norm = true,
+            |c| c.norms.in_linear = Some(1e-6),
+            |c| c.qk_latent_dim = Some(8),
+            |c| (c.output, c.tie_embeddings) = (Output::Embedding, false),
+        ];
+        let mut buf = [0; MAX_CONFIG_BYTES];
+        assert_eq!(encode_config(&plain, &mut buf)[..2], [1, 0]);
+        for departure in departures {
+            let mut config = plain;
+            departure(&mut config);
+            let bytes = encode_config(&config, &mut buf);
+            assert_eq!(bytes[..2], [2, 0]);
+            assert_eq!(decode_config(bytes), Ok(config));
+            for len in 0..bytes.len() {
+                assert!(decode_config(&bytes[..len]).is_err(), "{len}");
+            }
+        }
+        buf[0] = 0;
+        assert!(decode_config(&buf).is_err());
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Named shapes.
 
-use crate::config::{Activation, Attention, ModelConfig, Norms, Rope, RopePairing, WeightScale};
+use crate::config::{
+    Activation, Attention, ModelConfig, Norms, Output, Rope, RopePairing, WeightScale,
+};
 
 /// A named shape. The first four share the native architecture: SubLN, gated squared ReLU,
 /// multi-head latent attention, tied embedding.
@@ -117,13 +119,11 @@ const fn native(
             pairing: RopePairing::HalfRotation,
         },
         activation: Activation::SquaredRelu,
-        norms: Norms {
-            eps: 1e-5,
-            attn_sub_norm: true,
-            ffn_sub_norm: true,
-        },
+        norms: Norms::sub_ln(1e-5),
         tie_embeddings: true,
         weight_scale: WeightScale::Divide,
+        qk_latent_dim: None,
+        output: Output::Logits,
     }
 }
 

@@ -5,7 +5,7 @@
 //! section 2, for the two BitLinear quantisers; SPEC.md for the exact arithmetic.
 
 use crate::config::WeightScale;
-use crate::float::round_half_even;
+use crate::float::{bf16_to_f32, f32_to_bf16, round_half_even};
 
 /// Floor under every mean and maximum, so that a zero tensor or token has a scale.
 pub const SCALE_FLOOR: f32 = 1e-5;
@@ -89,6 +89,25 @@ pub fn weight_scale(absmean: f32) -> f32 {
 #[must_use]
 pub fn ternary_code(weight: f32, scale: f32) -> i8 {
     round_half_even((weight * scale).clamp(-1.0, 1.0)) as i8
+}
+
+/// [`weight_scale`] in bf16 arithmetic: mean, floor and reciprocal are each rounded to bf16.
+///
+/// This is how onebitllms 0.0.4 packs the masters of Falcon-E.
+#[must_use]
+pub fn weight_scale_bf16(absmean: f32) -> f32 {
+    to_bf16(1.0 / to_bf16(absmean).max(to_bf16(SCALE_FLOOR)))
+}
+
+/// [`ternary_code`] in bf16 arithmetic: the product is rounded to bf16 before it is rounded to a code.
+#[inline(always)]
+#[must_use]
+pub fn ternary_code_bf16(weight: f32, scale: f32) -> i8 {
+    round_half_even(to_bf16(to_bf16(weight) * scale).clamp(-1.0, 1.0)) as i8
+}
+
+fn to_bf16(x: f32) -> f32 {
+    bf16_to_f32(f32_to_bf16(x))
 }
 
 /// Largest magnitude of a token.

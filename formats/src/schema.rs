@@ -3,7 +3,7 @@
 //! A file holds exactly [`ModelConfig::tensors`], in that order. Tensors that read the same input
 //! (q with k and v, or with the latent projection; gate with up) stand next to each other.
 
-use crate::config::{Attention, ModelConfig};
+use crate::config::{Attention, ModelConfig, Output};
 
 /// What a tensor is for. The number is its code in the tensor table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +18,10 @@ pub enum TensorRole {
     FinalNorm = 2,
     /// Output matrix where it is not the embedding, `[vocab_size, hidden_size]`.
     Head = 3,
+    /// Output matrix where it is a BitLinear, `[vocab_size, hidden_size]`.
+    TernaryHead = 4,
+    /// Gain of the norm inside [`TernaryHead`](Self::TernaryHead), `[hidden_size]`.
+    HeadInputNorm = 5,
     /// Gain of the norm before attention, `[hidden_size]`.
     AttnNorm = 16,
     /// Query projection, `[n_heads * qk_head_dim, hidden_size]`.
@@ -48,6 +52,32 @@ pub enum TensorRole {
     FfnSubNorm = 29,
     /// Down projection, `[hidden_size, intermediate_size]`.
     Down = 30,
+    /// Gain of the norm inside `q_proj`, `[hidden_size]`.
+    QInputNorm = 31,
+    /// Gain of the norm inside `k_proj`, `[hidden_size]`.
+    KInputNorm = 32,
+    /// Gain of the norm inside `v_proj`, `[hidden_size]`.
+    VInputNorm = 33,
+    /// Gain of the norm inside `o_proj`, `[n_heads * v_head_dim]`.
+    OInputNorm = 34,
+    /// Gain of the norm inside `gate_proj`, `[hidden_size]`.
+    GateInputNorm = 35,
+    /// Gain of the norm inside `up_proj`, `[hidden_size]`.
+    UpInputNorm = 36,
+    /// Gain of the norm inside `down_proj`, `[intermediate_size]`.
+    DownInputNorm = 37,
+    /// Gain of the norm of each query head, `[head_dim]`.
+    QHeadNorm = 38,
+    /// Gain of the norm of each key head, `[head_dim]`.
+    KHeadNorm = 39,
+    /// Projection of each rotated query head, `[qk_latent_dim, head_dim]`.
+    LatentQ = 40,
+    /// Projection of each rotated key head, `[qk_latent_dim, head_dim]`.
+    LatentK = 41,
+    /// Gain of the norm inside [`LatentQ`](Self::LatentQ), `[head_dim]`.
+    LatentQInputNorm = 42,
+    /// Gain of the norm inside [`LatentK`](Self::LatentK), `[head_dim]`.
+    LatentKInputNorm = 43,
 }
 
 /// How a tensor is stored.
@@ -78,7 +108,7 @@ pub struct TensorSpec {
 const PROLOGUE: [TensorRole; 2] = [TensorRole::Embedding, TensorRole::RopeInvFreq];
 
 /// Tensors of a block in file order; a model has those its configuration asks for.
-const BLOCK: [TensorRole; 15] = [
+const BLOCK: [TensorRole; 28] = [
     TensorRole::AttnNorm,
     TensorRole::Q,
     TensorRole::K,
@@ -94,10 +124,28 @@ const BLOCK: [TensorRole; 15] = [
     TensorRole::Up,
     TensorRole::FfnSubNorm,
     TensorRole::Down,
+    TensorRole::QInputNorm,
+    TensorRole::KInputNorm,
+    TensorRole::VInputNorm,
+    TensorRole::OInputNorm,
+    TensorRole::GateInputNorm,
+    TensorRole::UpInputNorm,
+    TensorRole::DownInputNorm,
+    TensorRole::QHeadNorm,
+    TensorRole::KHeadNorm,
+    TensorRole::LatentQ,
+    TensorRole::LatentK,
+    TensorRole::LatentQInputNorm,
+    TensorRole::LatentKInputNorm,
 ];
 
 /// Tensors after the blocks.
-const EPILOGUE: [TensorRole; 2] = [TensorRole::FinalNorm, TensorRole::Head];
+const EPILOGUE: [TensorRole; 4] = [
+    TensorRole::FinalNorm,
+    TensorRole::Head,
+    TensorRole::TernaryHead,
+    TensorRole::HeadInputNorm,
+];
 
 impl TensorRole {
     /// The role with this code, if there is one.
@@ -133,6 +181,21 @@ impl TensorRole {
             Self::Up => "up_proj",
             Self::FfnSubNorm => "ffn_sub_norm",
             Self::Down => "down_proj",
+            Self::TernaryHead => "ternary_head",
+            Self::HeadInputNorm => "head.norm",
+            Self::QInputNorm => "q_proj.norm",
+            Self::KInputNorm => "k_proj.norm",
+            Self::VInputNorm => "v_proj.norm",
+            Self::OInputNorm => "o_proj.norm",
+            Self::GateInputNorm => "gate_proj.norm",
+            Self::UpInputNorm => "up_proj.norm",
+            Self::DownInputNorm => "down_proj.norm",
+            Self::QHeadNorm => "q_norm",
+            Self::KHeadNorm => "k_norm",
+            Self::LatentQ => "latent_q",
+            Self::LatentK => "latent_k",
+            Self::LatentQInputNorm => "latent_q.norm",
+            Self::LatentKInputNorm => "latent_k.norm",
         }
     }
 
@@ -145,10 +208,8 @@ impl TensorRole {
                 TensorClass::Ternary
             }
             Self::O | Self::Gate | Self::Up | Self::Down => TensorClass::Ternary,
-            Self::RopeInvFreq | Self::FinalNorm | Self::AttnNorm | Self::KvANorm => {
-                TensorClass::Vector
-            }
-            Self::AttnSubNorm | Self::FfnNorm | Self::FfnSubNorm => TensorClass::Vector,
+            Self::LatentQ | Self::LatentK | Self::TernaryHead => TensorClass::Ternary,
+            _ => TensorClass::Vector,
         }
     }
 
@@ -173,12 +234,15 @@ impl ModelConfig {
             self.block_roles()
                 .map(move |role| self.spec(role, Some(layer)))
         });
-        let epilogue = EPILOGUE.into_iter().filter(|role| self.has(*role));
         PROLOGUE
             .into_iter()
             .map(whole)
             .chain(blocks)
-            .chain(epilogue.map(whole))
+            .chain(self.epilogue_roles().map(whole))
+    }
+
+    fn epilogue_roles(&self) -> impl Iterator<Item = TensorRole> + '_ {
+        EPILOGUE.into_iter().filter(|role| self.has(*role))
     }
 
     /// The roles of one block, in file order.
@@ -189,7 +253,7 @@ impl ModelConfig {
     /// Number of tensors a file of this model holds.
     #[must_use]
     pub fn tensor_count(&self) -> usize {
-        let epilogue = if self.tie_embeddings { 1 } else { 2 };
+        let epilogue = self.epilogue_roles().count();
         PROLOGUE.len() + self.n_layers * self.block_roles().count() + epilogue
     }
 
@@ -207,7 +271,7 @@ impl ModelConfig {
                 Some(slot) => Some(slot),
                 None if !self.has(role) => None,
                 None => {
-                    let slot = EPILOGUE.iter().position(|r| *r == role)?;
+                    let slot = self.epilogue_roles().position(|r| r == role)?;
                     Some(PROLOGUE.len() + self.n_layers * per_block + slot)
                 }
             },
@@ -224,7 +288,28 @@ impl ModelConfig {
             TensorRole::KvBKey | TensorRole::KvBValue => latent,
             TensorRole::AttnSubNorm => self.norms.attn_sub_norm,
             TensorRole::FfnSubNorm => self.norms.ffn_sub_norm,
-            TensorRole::Head => !self.tie_embeddings,
+            TensorRole::Head => !self.tie_embeddings && matches!(self.output, Output::Logits),
+            _ => self.has_departure(role),
+        }
+    }
+
+    /// [`has`](Self::has) for what most models lack.
+    const fn has_departure(&self, role: TensorRole) -> bool {
+        let ternary_head = matches!(self.output, Output::TernaryLogits);
+        let norms = &self.norms;
+        let in_linear = norms.in_linear.is_some();
+        match role {
+            TensorRole::AttnNorm | TensorRole::FfnNorm => norms.block,
+            TensorRole::TernaryHead => ternary_head,
+            TensorRole::HeadInputNorm => ternary_head && in_linear,
+            TensorRole::QInputNorm | TensorRole::KInputNorm | TensorRole::VInputNorm => in_linear,
+            TensorRole::OInputNorm | TensorRole::DownInputNorm => in_linear,
+            TensorRole::GateInputNorm | TensorRole::UpInputNorm => in_linear,
+            TensorRole::QHeadNorm | TensorRole::KHeadNorm => norms.qk_norm,
+            TensorRole::LatentQ | TensorRole::LatentK => self.qk_latent_dim.is_some(),
+            TensorRole::LatentQInputNorm | TensorRole::LatentKInputNorm => {
+                in_linear && self.qk_latent_dim.is_some()
+            }
             _ => true,
         }
     }
@@ -245,15 +330,23 @@ impl ModelConfig {
         let hidden = self.hidden_size;
         let ffn = self.intermediate_size;
         match role {
-            TensorRole::Embedding | TensorRole::Head => (self.vocab_size, hidden),
+            TensorRole::Embedding | TensorRole::Head | TensorRole::TernaryHead => {
+                (self.vocab_size, hidden)
+            }
             TensorRole::RopeInvFreq => (1, self.rope_dim() / 2),
             TensorRole::FinalNorm | TensorRole::AttnNorm | TensorRole::FfnNorm => (1, hidden),
+            TensorRole::QInputNorm | TensorRole::KInputNorm | TensorRole::VInputNorm => (1, hidden),
+            TensorRole::GateInputNorm | TensorRole::UpInputNorm => (1, hidden),
+            TensorRole::HeadInputNorm => (1, hidden),
             TensorRole::Q => (self.q_dim(), hidden),
-            TensorRole::AttnSubNorm => (1, self.attn_dim()),
+            TensorRole::AttnSubNorm | TensorRole::OInputNorm => (1, self.attn_dim()),
             TensorRole::O => (hidden, self.attn_dim()),
             TensorRole::Gate | TensorRole::Up => (ffn, hidden),
-            TensorRole::FfnSubNorm => (1, ffn),
+            TensorRole::FfnSubNorm | TensorRole::DownInputNorm => (1, ffn),
             TensorRole::Down => (hidden, ffn),
+            TensorRole::QHeadNorm | TensorRole::KHeadNorm => (1, self.qk_head_dim()),
+            TensorRole::LatentQInputNorm | TensorRole::LatentKInputNorm => (1, self.qk_head_dim()),
+            TensorRole::LatentQ | TensorRole::LatentK => (self.score_dim(), self.qk_head_dim()),
             _ => self.kv_shape(role),
         }
     }
@@ -290,12 +383,28 @@ impl ModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Norms;
     use crate::presets::Preset;
 
+    /// Every norm, a shared projection and a ternary head: all roles of grouped attention.
+    fn departing() -> ModelConfig {
+        ModelConfig {
+            norms: Norms {
+                qk_norm: true,
+                in_linear: Some(1e-6),
+                ..Norms::sub_ln(1e-5)
+            },
+            tie_embeddings: false,
+            qk_latent_dim: Some(8),
+            output: Output::TernaryLogits,
+            ..Preset::BitNetLarge.config()
+        }
+    }
+
     #[test]
-    fn index_and_list_agree_for_every_preset() {
-        for preset in Preset::ALL {
-            let config = preset.config();
+    fn index_and_list_agree() {
+        let presets = Preset::ALL.map(Preset::config).into_iter();
+        for config in presets.chain([departing()]) {
             for (i, spec) in config.tensors().enumerate() {
                 assert_eq!(
                     config.tensor_index(spec.role, spec.layer),

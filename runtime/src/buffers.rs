@@ -47,9 +47,9 @@ pub(crate) struct Scratch<'s> {
     pub(crate) ids: &'s mut [u32],
     /// Residual stream, `[n, hidden_size]`.
     pub(crate) residual: &'s mut [f32],
-    /// Quantised input of the next products, `[n, code_stride]`.
+    /// Quantised input of the next products, `[code_planes, n, code_stride]`.
     pub(crate) codes: &'s mut [i8],
-    /// Scales of the codes, `[n]`.
+    /// Scales of the codes, `[code_planes, n]`.
     pub(crate) act_scales: &'s mut [f32],
     /// Cosines then sines of each token's position, `[n, rope_dim]`.
     pub(crate) angles: &'s mut [f32],
@@ -59,7 +59,7 @@ pub(crate) struct Scratch<'s> {
     pub(crate) hidden_codes: &'s mut [i16],
     /// One for each thread.
     pub(crate) spaces: Workspaces<'s>,
-    /// Logits of one position, `[vocab_size]`.
+    /// Logits or embedding of one position, `[output_size]`.
     pub(crate) logits: &'s mut [f32],
 }
 
@@ -84,9 +84,10 @@ impl<'s> Scratch<'s> {
             logits,
         ] = split(bytes, regions.scratch);
         let wide_floats = wide.len() / 4;
+        let planes = plan::code_planes(model);
         let queries = plan::tile_queries(model, session.prefill_batch);
         let lengths = [
-            plan::widest_input(model),
+            plan::normed_floats(model),
             n,
             queries * session.max_seq_len,
             queries * plan::tile_width(model),
@@ -96,8 +97,8 @@ impl<'s> Scratch<'s> {
         Self {
             ids: array(ids, n),
             residual: array(residual, n * model.hidden_size),
-            codes: array(codes, n * plan::code_stride(model)),
-            act_scales: array(act_scales, n),
+            codes: array(codes, planes * n * plan::code_stride(model)),
+            act_scales: array(act_scales, planes * n),
             angles: array(angles, n * model.rope_dim()),
             wide: array(wide, wide_floats),
             hidden_codes: array(hidden, model.hidden_size),
@@ -106,7 +107,7 @@ impl<'s> Scratch<'s> {
                 regions: regions.workspace,
                 lengths,
             },
-            logits: array(logits, model.vocab_size),
+            logits: array(logits, model.output_size()),
         }
     }
 }
@@ -128,7 +129,7 @@ impl ScratchRegions {
 
 /// Arrays that one thread works in and nobody reads afterwards.
 pub(crate) struct Workspace<'s> {
-    /// One token's input of a BitLinear after its norm.
+    /// One token's input of a BitLinear after its norm, `[normed_floats]`.
     pub(crate) normed: &'s mut [f32],
     /// Output factors of the product in progress, `[n]`.
     pub(crate) factors: &'s mut [f32],
@@ -197,14 +198,14 @@ impl<'s> Workspace<'s> {
 pub(crate) fn logits<'s>(
     bytes: &'s [u8],
     regions: &ScratchRegions,
-    vocab_size: usize,
+    output_size: usize,
 ) -> &'s [f32] {
     let start = bytes.len() - regions.scratch[SCRATCH_REGIONS - 1];
-    let bytes = &bytes[start..][..4 * vocab_size];
+    let bytes = &bytes[start..][..4 * output_size];
     <[f32]>::ref_from_bytes(bytes).expect("regions are aligned and whole")
 }
 
-/// Keys or values of all positions and heads of a layer, `[kv_head][position][head_dim]`.
+/// Keys or values of all positions and heads of a layer, `[kv_head][position][width]`.
 pub(crate) enum KvRows<'c> {
     F32(&'c mut [f32]),
     F16(&'c mut [u16]),
@@ -297,14 +298,14 @@ impl<'c> LayerCache<'c> {
                 n_kv_heads,
                 head_dim,
             } => {
-                let n = positions * n_kv_heads * head_dim;
-                let rows = |region| match session.kv {
-                    KvType::F32 => KvRows::F32(array(region, n)),
-                    KvType::Native | KvType::F16 => KvRows::F16(array(region, n)),
+                let n = positions * n_kv_heads;
+                let rows = |region, width| match session.kv {
+                    KvType::F32 => KvRows::F32(array(region, n * width)),
+                    KvType::Native | KvType::F16 => KvRows::F16(array(region, n * width)),
                 };
                 Self::Grouped {
-                    keys: rows(first),
-                    values: rows(second),
+                    keys: rows(first, model.score_dim()),
+                    values: rows(second, head_dim),
                 }
             }
             Attention::Latent {

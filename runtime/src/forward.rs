@@ -8,14 +8,15 @@ use core::ops::Range;
 
 use bitnet_formats::quant::{linear_factor, quantize_hidden};
 use bitnet_formats::ternary::GROUP_ROWS;
-use bitnet_formats::{Attention, Dtype, ModelConfig, RopePairing, TernaryView, VectorView};
+use bitnet_formats::{Attention, Dtype, ModelConfig, Output, RopePairing, TernaryView, VectorView};
 
 use crate::buffers::{KvRows, LayerCache, Scratch, Workspace, Workspaces, split};
+use crate::departures::{Gains, HeadWork, Inputs, LinearInput, planes};
 use crate::error::{RunError, at_layer};
 use crate::kernels::{HeadInput, HeadRows, HeadShape, Kernels, Latents, Store};
-use crate::layers::bit_linear::{BitLinear, quantize_token};
 use crate::layers::grouped_attention::Tile;
 use crate::layers::latent_attention::{LatentHead, Work};
+use crate::layers::norm::Norm;
 use crate::layers::rope;
 use crate::math::sqrt;
 use crate::model::{Block, KvProjection, Model};
@@ -102,6 +103,7 @@ impl<'a> Forward<'a, '_> {
             Stage::O | Stage::Down => groups(config.hidden_size),
             Stage::GateUp => 2 * groups(config.intermediate_size),
             Stage::HeadIn => 1,
+            Stage::Head if config.output == Output::Embedding => 1,
             Stage::Head => groups(config.vocab_size),
             _ => self.n_tokens(),
         }
@@ -111,13 +113,17 @@ impl<'a> Forward<'a, '_> {
     pub(crate) fn run(&mut self, stage: Stage, units: Range<usize>) -> Result<(), RunError> {
         match stage {
             Stage::Embed => self.embed(units),
-            Stage::AttnIn => self.norm_residual(self.block.attn_norm, units),
+            Stage::AttnIn => {
+                self.norm_residual(self.block.attn_norm, self.block.in_linear.qkv, units)
+            }
             Stage::Qkv => self.qkv(units),
             Stage::Cache => self.write_cache(units),
             Stage::Attend => self.attend(units),
             Stage::AttnOut => self.attn_out(units),
             Stage::O => self.residual_linear(self.block.o, units),
-            Stage::FfnIn => self.norm_residual(self.block.ffn_norm, units),
+            Stage::FfnIn => {
+                self.norm_residual(self.block.ffn_norm, self.block.in_linear.gate_up, units)
+            }
             Stage::GateUp => self.gate_up(units),
             Stage::FfnMid => self.ffn_mid(units),
             Stage::Down => self.residual_linear(self.block.down, units),
@@ -149,23 +155,23 @@ impl<'a> Forward<'a, '_> {
 
     fn norm_residual(
         &mut self,
-        gain: VectorView<'_>,
+        gain: Option<VectorView<'_>>,
+        inner: Gains<'_>,
         tokens: Range<usize>,
     ) -> Result<(), RunError> {
-        let (input, width) = (self.linear_input(Some(gain)), self.config.hidden_size);
+        let (input, width) = (self.linear_input(gain, inner), self.config.hidden_size);
+        let (n, stride) = (self.n_tokens(), code_stride(self.config));
         let scratch = &mut self.scratch;
         let residual = &*scratch.residual;
-        let codes = Rows::new(scratch.codes, code_stride(self.config));
-        let scales = Rows::new(scratch.act_scales, 1);
-        let (parts, spaces) = ((codes, scales), &mut scratch.spaces);
+        let planes = planes(scratch.codes, scratch.act_scales, n, stride);
         self.workers.run(
             tokens,
-            parts,
-            spaces,
-            |tokens, (mut codes, mut scales), space| {
+            planes,
+            &mut scratch.spaces,
+            |tokens, mut planes, space| {
                 for token in tokens {
                     let x = &residual[token * width..][..width];
-                    scales.row(token)[0] = input.quantize(x, space.normed, codes.row(token))?;
+                    input.quantize(token, x, space.normed, &mut planes)?;
                 }
                 Ok(())
             },
@@ -176,9 +182,14 @@ impl<'a> Forward<'a, '_> {
         let (n, config, q) = (self.n_tokens(), self.config, self.block.q);
         let scratch = &mut self.scratch;
         let arrays = AttentionArrays::new(scratch.wide, n, config);
-        let linear = BitLinear::new(self.model, scratch.codes, scratch.act_scales);
+        let inputs = Inputs::new(
+            self.model,
+            scratch.codes,
+            scratch.act_scales,
+            scratch.ids.len(),
+        );
         let stage = LinearStage {
-            linear,
+            inputs,
             workers: self.workers,
             spaces: &mut scratch.spaces,
         };
@@ -195,9 +206,14 @@ impl<'a> Forward<'a, '_> {
         let (n, config, block) = (self.n_tokens(), self.config, self.block);
         let scratch = &mut self.scratch;
         let [gate, up] = ffn_arrays(scratch.wide, n, config);
-        let linear = BitLinear::new(self.model, scratch.codes, scratch.act_scales);
+        let inputs = Inputs::new(
+            self.model,
+            scratch.codes,
+            scratch.act_scales,
+            scratch.ids.len(),
+        );
         let stage = LinearStage {
-            linear,
+            inputs,
             workers: self.workers,
             spaces: &mut scratch.spaces,
         };
@@ -211,9 +227,14 @@ impl<'a> Forward<'a, '_> {
         units: Range<usize>,
     ) -> Result<(), RunError> {
         let scratch = &mut self.scratch;
-        let linear = BitLinear::new(self.model, scratch.codes, scratch.act_scales);
+        let inputs = Inputs::new(
+            self.model,
+            scratch.codes,
+            scratch.act_scales,
+            scratch.ids.len(),
+        );
         let stage = LinearStage {
-            linear,
+            inputs,
             workers: self.workers,
             spaces: &mut scratch.spaces,
         };
@@ -236,24 +257,38 @@ impl<'a> Forward<'a, '_> {
             unreachable!("the cache follows the model");
         };
         let rotation = Rotation::new(self.scratch.angles, config);
+        let heads = HeadWork::new(self.model, &self.block, self.layer);
         let arrays = AttentionArrays::new(self.scratch.wide, n, config);
         let (width, v) = (kv_widths(config).1, &*arrays.v);
-        let dims = (config.qk_head_dim(), config.v_head_dim());
-        let queries = Rows::new(arrays.q, config.q_dim());
-        let new = (
+        let (score_dim, v_dim) = (config.score_dim(), config.v_head_dim());
+        let inputs = (
+            Rows::new(arrays.q, config.q_dim()),
             Rows::new(arrays.kv, kv_widths(config).0),
-            keys.positions(self.capacity, self.start, dims.0),
-            values.positions(self.capacity, self.start, dims.1),
+            // The codes of q, k and v have been read: heads that are projected can have their place.
+            Rows::new(self.scratch.codes, code_stride(config)),
         );
-        let (parts, spaces) = ((queries, new), &mut self.scratch.spaces);
+        let new = (
+            keys.positions(self.capacity, self.start, score_dim),
+            values.positions(self.capacity, self.start, v_dim),
+        );
+        let (parts, spaces) = ((inputs, new), &mut self.scratch.spaces);
         self.workers
-            .run(tokens, parts, spaces, |tokens, (mut queries, new), _| {
-                let (mut k, mut keys, mut values) = new;
+            .run(tokens, parts, spaces, |tokens, (inputs, new), mut space| {
+                let ((mut q, mut k, mut codes), (mut keys, mut values)) = (inputs, new);
                 for token in tokens {
-                    rotation.rotate_heads(token, queries.row(token), dims.0);
-                    rotation.rotate_heads(token, k.row(token), dims.0);
-                    keys.write(kernels, token, k.row(token), dims.0);
-                    values.write(kernels, token, &v[token * width..][..width], dims.1);
+                    for (which, row) in [(0, q.row(token)), (1, k.row(token))] {
+                        heads.norm(which, row, space.normed)?;
+                        rotation.rotate_heads(token, row, config.qk_head_dim());
+                        heads.project(which, row, codes.row(token), &mut space)?;
+                    }
+                    let n_kv_heads = width / v_dim;
+                    keys.write(
+                        kernels,
+                        token,
+                        &k.row(token)[..n_kv_heads * score_dim],
+                        score_dim,
+                    );
+                    values.write(kernels, token, &v[token * width..][..width], v_dim);
                 }
                 Ok(())
             })
@@ -267,7 +302,7 @@ impl<'a> Forward<'a, '_> {
         key_scale: f32,
     ) -> Result<(), RunError> {
         let (n, config, start) = (self.n_tokens(), self.config, self.start);
-        let input = self.linear_input(Some(gain));
+        let input = self.linear_input(Some(gain), Gains::default());
         let (rank, rope_dim) = (gain.len(), config.rope_dim());
         let LayerCache::Latent {
             codes,
@@ -296,7 +331,7 @@ impl<'a> Forward<'a, '_> {
                 for token in tokens {
                     rotation.rotate_heads(token, queries.row(token), config.qk_head_dim());
                     let (latent, rope_key) = kv.row(token).split_at_mut(rank);
-                    let scale = input.quantize(latent, space.normed, codes.row(token))?;
+                    let scale = input.quantize_once(latent, space.normed, codes.row(token))?;
                     let factor = linear_factor(config.weight_scale, key_scale, scale);
                     factors.row(token)[0] = factor;
                     rotation.rotate_heads(token, rope_key, rope_dim);
@@ -320,7 +355,7 @@ impl<'a> Forward<'a, '_> {
             start: self.start,
             capacity: self.capacity,
             queries: arrays.q,
-            scale: 1.0 / sqrt(config.qk_head_dim() as f32),
+            scale: 1.0 / sqrt(config.score_dim() as f32),
         };
         let spaces = &mut self.scratch.spaces;
         let outputs = HeadRows::new(arrays.out, shape, config.v_head_dim());
@@ -335,24 +370,20 @@ impl<'a> Forward<'a, '_> {
     }
 
     fn attn_out(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
-        let (n, config) = (self.n_tokens(), self.config);
-        let (input, width) = (
-            self.linear_input(self.block.attn_sub_norm),
-            config.attn_dim(),
-        );
+        let (n, config, block) = (self.n_tokens(), self.config, self.block);
+        let input = self.linear_input(block.attn_sub_norm, block.in_linear.o);
+        let (width, stride) = (config.attn_dim(), code_stride(config));
         let scratch = &mut self.scratch;
         let heads = AttentionArrays::new(scratch.wide, n, config).out;
-        let codes = Rows::new(scratch.codes, code_stride(config));
-        let scales = Rows::new(scratch.act_scales, 1);
-        let (parts, spaces) = ((codes, scales), &mut scratch.spaces);
+        let planes = planes(scratch.codes, scratch.act_scales, n, stride);
         self.workers.run(
             tokens,
-            parts,
-            spaces,
-            |tokens, (mut codes, mut scales), space| {
+            planes,
+            &mut scratch.spaces,
+            |tokens, mut planes, space| {
                 for token in tokens {
                     let x = &heads[token * width..][..width];
-                    scales.row(token)[0] = input.quantize(x, space.normed, codes.row(token))?;
+                    input.quantize(token, x, space.normed, &mut planes)?;
                 }
                 Ok(())
             },
@@ -361,23 +392,22 @@ impl<'a> Forward<'a, '_> {
 
     fn ffn_mid(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
         let (n, config, kernels) = (self.n_tokens(), self.config, self.model.kernels());
-        let input = self.linear_input(self.block.ffn_sub_norm);
-        let width = config.intermediate_size;
+        let input = self.linear_input(self.block.ffn_sub_norm, self.block.in_linear.down);
+        let (width, stride) = (config.intermediate_size, code_stride(config));
         let scratch = &mut self.scratch;
         let [gate, up] = ffn_arrays(scratch.wide, n, config);
         let (gate, up) = (Rows::new(gate, width), &*up);
-        let codes = Rows::new(scratch.codes, code_stride(config));
-        let scales = Rows::new(scratch.act_scales, 1);
-        let (parts, spaces) = ((gate, codes, scales), &mut scratch.spaces);
+        let planes = planes(scratch.codes, scratch.act_scales, n, stride);
+        let (parts, spaces) = ((gate, planes), &mut scratch.spaces);
         self.workers.run(
             tokens,
             parts,
             spaces,
-            |tokens, (mut gate, mut codes, mut scales), space| {
+            |tokens, (mut gate, mut planes), space| {
                 for token in tokens {
                     let gate = gate.row(token);
                     kernels.gated(config.activation, gate, &up[token * width..][..width]);
-                    scales.row(token)[0] = input.quantize(gate, space.normed, codes.row(token))?;
+                    input.quantize(token, gate, space.normed, &mut planes)?;
                 }
                 Ok(())
             },
@@ -392,19 +422,29 @@ impl<'a> Forward<'a, '_> {
         let scratch = &mut self.scratch;
         let residual = &mut scratch.residual[token * config.hidden_size..][..config.hidden_size];
         let normed = &mut scratch.spaces.first().normed[..config.hidden_size];
-        let (kernels, gain) = (self.model.kernels(), self.model.final_norm());
-        let done = kernels.rms_norm(residual, &gain, config.norms.eps, normed);
-        done.map_err(&layer)?;
-        if self.model.head().dtype == Dtype::I8Rows {
+        let final_norm = Norm::new(self.model.kernels(), config, self.model.final_norm());
+        final_norm.apply(residual, normed).map_err(&layer)?;
+        if config.output == Output::Logits && self.model.head().dtype == Dtype::I8Rows {
             let scale = quantize_hidden(normed, scratch.hidden_codes).map_err(&layer)?;
             scratch.act_scales[token] = scale;
         } else {
             residual.copy_from_slice(normed);
         }
-        Ok(())
+        match config.output {
+            Output::TernaryLogits => self.ternary_head_in(),
+            Output::Logits | Output::Embedding => Ok(()),
+        }
     }
 
     fn head(&mut self, units: Range<usize>) -> Result<(), RunError> {
+        match self.config.output {
+            Output::Logits => self.dense_head(units),
+            Output::TernaryLogits => self.ternary_head(units),
+            Output::Embedding => self.embedding(),
+        }
+    }
+
+    fn dense_head(&mut self, units: Range<usize>) -> Result<(), RunError> {
         let (config, matrix) = (self.config, self.model.head());
         let (kernels, scratch) = (self.model.kernels(), &mut self.scratch);
         let first = self.head_token * config.hidden_size;
@@ -425,50 +465,31 @@ impl<'a> Forward<'a, '_> {
             })
     }
 
-    fn n_tokens(&self) -> usize {
+    pub(crate) fn n_tokens(&self) -> usize {
         self.scratch.ids.len()
     }
 
-    fn linear_input<'i>(&self, gain: Option<VectorView<'i>>) -> LinearInput<'i>
+    pub(crate) fn linear_input<'i>(
+        &self,
+        gain: Option<VectorView<'i>>,
+        inner: Gains<'i>,
+    ) -> LinearInput<'i>
     where
         'a: 'i,
     {
+        let (kernels, config) = (self.model.kernels(), self.config);
         LinearInput {
-            kernels: self.model.kernels(),
-            gain,
-            eps: self.config.norms.eps,
+            kernels,
+            norm: gain.map(|gain| Norm::new(kernels, config, gain)),
+            inner: inner.map(|gain| gain.map(|gain| Norm::in_linear(kernels, config, gain))),
             layer: self.layer,
         }
     }
 }
 
-/// What comes before a BitLinear: a norm, where the model has one there, and the quantiser.
-struct LinearInput<'i> {
-    kernels: &'i Kernels,
-    gain: Option<VectorView<'i>>,
-    eps: f32,
-    layer: usize,
-}
-
-impl LinearInput<'_> {
-    /// Quantises one token and returns the scale.
-    fn quantize(&self, x: &[f32], normed: &mut [f32], codes: &mut [i8]) -> Result<f32, RunError> {
-        let normed = &mut normed[..x.len()];
-        let x = match &self.gain {
-            Some(gain) => {
-                let done = self.kernels.rms_norm(x, gain, self.eps, normed);
-                done.map_err(at_layer(self.layer))?;
-                normed
-            }
-            None => x,
-        };
-        quantize_token(self.kernels, x, codes).map_err(at_layer(self.layer))
-    }
-}
-
-/// Projections that read the same quantised tokens.
+/// Projections that read the same tokens.
 struct LinearStage<'s, 'b> {
-    linear: BitLinear<'s>,
+    inputs: Inputs<'s>,
     workers: Workers<'s>,
     spaces: &'s mut Workspaces<'b>,
 }
@@ -482,7 +503,7 @@ impl LinearStage<'_, '_> {
         matrices: [(TernaryView<'_>, &mut [f32]); N],
         store: Store,
     ) -> Result<(), RunError> {
-        let (linear, mut first) = (&self.linear, 0);
+        let (inputs, mut first) = (&self.inputs, 0);
         let weights = matrices.each_ref().map(|(weights, _)| *weights);
         let outputs = matrices.map(|(weights, out)| {
             let groups = Groups::new(out, weights.rows, first);
@@ -491,7 +512,8 @@ impl LinearStage<'_, '_> {
         });
         self.workers
             .run(units, outputs, self.spaces, |units, mut outputs, space| {
-                for (weights, out) in weights.iter().zip(&mut outputs) {
+                for (place, (weights, out)) in weights.iter().zip(&mut outputs).enumerate() {
+                    let linear = inputs.linear(place);
                     let groups = out.groups(&units, weights.n_groups());
                     linear.forward(*weights, groups, store, space.factors, &mut out.output);
                 }
@@ -535,9 +557,9 @@ struct Heads<'s, 'w> {
     shape: HeadShape,
     start: usize,
     capacity: usize,
-    /// `[n_tokens, n_heads, qk_head_dim]`.
+    /// `[n_tokens, q_dim]`, of which the first `n_heads * score_dim` are queries.
     queries: &'s [f32],
-    /// `1 / sqrt(qk_head_dim)`.
+    /// `1 / sqrt(score_dim)`.
     scale: f32,
 }
 
@@ -620,7 +642,7 @@ impl Heads<'_, '_> {
             queries: &queries[..n],
             lengths: &lengths[..n],
             cached: [
-                keys.rows(rows.clone(), self.config.qk_head_dim()),
+                keys.rows(rows.clone(), self.config.score_dim()),
                 values.rows(rows, width),
             ],
             scale: self.scale,
@@ -635,8 +657,8 @@ impl Heads<'_, '_> {
 
     fn query(&self, unit: usize) -> &[f32] {
         let (token, head) = self.shape.token_and_head(unit);
-        let (n_heads, width) = (self.config.n_heads, self.config.qk_head_dim());
-        &self.queries[(token * n_heads + head) * width..][..width]
+        let (row, width) = (self.config.q_dim(), self.config.score_dim());
+        &self.queries[token * row + head * width..][..width]
     }
 
     /// Positions a unit's token sees.

@@ -7,6 +7,7 @@ use bitnet_formats::{
 };
 
 use crate::buffers::lend;
+use crate::departures::Gains;
 use crate::error::{Buffer, RunError};
 use crate::kernels::Kernels;
 use crate::plan::{MemoryPlan, SessionConfig};
@@ -40,16 +41,30 @@ pub struct Model<'w> {
 /// The weights of one block.
 #[derive(Clone, Copy)]
 pub(crate) struct Block<'w> {
-    pub(crate) attn_norm: VectorView<'w>,
+    pub(crate) attn_norm: Option<VectorView<'w>>,
     pub(crate) q: TernaryView<'w>,
     pub(crate) kv: KvProjection<'w>,
     pub(crate) attn_sub_norm: Option<VectorView<'w>>,
     pub(crate) o: TernaryView<'w>,
-    pub(crate) ffn_norm: VectorView<'w>,
+    pub(crate) ffn_norm: Option<VectorView<'w>>,
     pub(crate) gate: TernaryView<'w>,
     pub(crate) up: TernaryView<'w>,
     pub(crate) ffn_sub_norm: Option<VectorView<'w>>,
     pub(crate) down: TernaryView<'w>,
+    pub(crate) in_linear: InLinear<'w>,
+    /// Norms of each query head and of each key head.
+    pub(crate) qk_norm: Option<[VectorView<'w>; 2]>,
+    /// Projections of each rotated query head and key head, and the norms inside them.
+    pub(crate) qk_latent: Option<[(TernaryView<'w>, Option<VectorView<'w>>); 2]>,
+}
+
+/// Gains of the norms inside the linears of a block, by what the linears read.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct InLinear<'w> {
+    pub(crate) qkv: Gains<'w>,
+    pub(crate) o: Gains<'w>,
+    pub(crate) gate_up: Gains<'w>,
+    pub(crate) down: Gains<'w>,
 }
 
 /// How keys and values are made.
@@ -154,8 +169,10 @@ impl<'w> Model<'w> {
 
     pub(crate) fn block(&self, layer: usize) -> Block<'w> {
         use TensorRole as R;
-        let ternary = |role| self.ternary(role, layer);
+        let ternary = |role| self.ternary(role, Some(layer));
         let vector = |role| self.vector(role, Some(layer));
+        let optional = |role| self.config().has(role).then(|| vector(role));
+        let config = self.config();
         let kv = if self.config().has(R::KvA) {
             KvProjection::Latent {
                 kv_a: ternary(R::KvA),
@@ -170,17 +187,48 @@ impl<'w> Model<'w> {
             }
         };
         Block {
-            attn_norm: vector(R::AttnNorm),
+            attn_norm: optional(R::AttnNorm),
             q: ternary(R::Q),
             kv,
-            attn_sub_norm: self.archive.vector(R::AttnSubNorm, Some(layer)),
+            attn_sub_norm: optional(R::AttnSubNorm),
             o: ternary(R::O),
-            ffn_norm: vector(R::FfnNorm),
+            ffn_norm: optional(R::FfnNorm),
             gate: ternary(R::Gate),
             up: ternary(R::Up),
-            ffn_sub_norm: self.archive.vector(R::FfnSubNorm, Some(layer)),
+            ffn_sub_norm: optional(R::FfnSubNorm),
             down: ternary(R::Down),
+            in_linear: InLinear {
+                qkv: [
+                    optional(R::QInputNorm),
+                    optional(R::KInputNorm),
+                    optional(R::VInputNorm),
+                ],
+                o: [optional(R::OInputNorm), None, None],
+                gate_up: [optional(R::GateInputNorm), optional(R::UpInputNorm), None],
+                down: [optional(R::DownInputNorm), None, None],
+            },
+            qk_norm: config
+                .norms
+                .qk_norm
+                .then(|| [R::QHeadNorm, R::KHeadNorm].map(vector)),
+            qk_latent: config.qk_latent_dim.map(|_| {
+                let roles = [
+                    (R::LatentQ, R::LatentQInputNorm),
+                    (R::LatentK, R::LatentKInputNorm),
+                ];
+                roles.map(|(weights, norm)| (ternary(weights), optional(norm)))
+            }),
         }
+    }
+
+    /// The BitLinear that makes the logits, and the gain inside it; `None` where that is dense.
+    pub(crate) fn ternary_head(&self) -> Option<(TernaryView<'w>, Option<VectorView<'w>>)> {
+        let norm = TensorRole::HeadInputNorm;
+        let head = self.config().has(TensorRole::TernaryHead);
+        head.then(|| {
+            let gain = self.config().has(norm).then(|| self.vector(norm, None));
+            (self.ternary(TensorRole::TernaryHead, None), gain)
+        })
     }
 
     pub(crate) fn embedding(&self) -> MatrixView<'w> {
@@ -207,8 +255,8 @@ impl<'w> Model<'w> {
         self.archive.vector(role, layer).expect(PRESENT)
     }
 
-    fn ternary(&self, role: TensorRole, layer: usize) -> TernaryView<'w> {
-        let stored = self.archive.ternary(role, Some(layer)).expect(PRESENT);
+    fn ternary(&self, role: TensorRole, layer: Option<usize>) -> TernaryView<'w> {
+        let stored = self.archive.ternary(role, layer).expect(PRESENT);
         match self.copy {
             None => stored,
             Some((layout, bytes)) => {
@@ -229,7 +277,7 @@ fn copy_offset(
     config: &ModelConfig,
     layout: TernaryLayout,
     role: TensorRole,
-    layer: usize,
+    layer: Option<usize>,
 ) -> usize {
     let bytes = |role| {
         let (rows, cols) = config.shape(role);
@@ -241,6 +289,10 @@ fn copy_offset(
             .filter(|r| r.class() == TensorClass::Ternary)
     };
     let block: usize = ternary().map(bytes).sum();
+    let Some(layer) = layer else {
+        // The one ternary tensor outside the blocks is the head, after them.
+        return config.n_layers * block;
+    };
     layer * block
         + ternary()
             .take_while(|r| *r != role)

@@ -135,8 +135,9 @@ pub(crate) const fn layer_cache_regions(
             } else {
                 2
             };
-            let n = positions * (n_kv_heads * head_dim) as u128;
-            Regions::new([(n, size), (n, size), (0, 1)])
+            let keys = positions * (n_kv_heads * model.score_dim()) as u128;
+            let values = positions * (n_kv_heads * head_dim) as u128;
+            Regions::new([(keys, size), (values, size), (0, 1)])
         }
         Attention::Latent { .. } if matches!(session.kv, KvType::F16) => Err(RunError::LatentCache),
         Attention::Latent {
@@ -170,16 +171,17 @@ pub(crate) const fn scratch_regions(
         Ok(bytes) => bytes as u128,
         Err(error) => return Err(error),
     };
+    let planes = code_planes(model);
     Regions::new([
-        (batch, 4),                              // ids
-        (batch * model.hidden_size as u128, 4),  // residual
-        (batch * code_stride(model) as u128, 1), // codes
-        (batch, 4),                              // act_scales
-        (batch * model.rope_dim() as u128, 4),   // angles
-        (batch * wide as u128, 4),               // wide
-        (model.hidden_size as u128, 2),          // hidden_codes
-        (workspaces, 1),                         // workspaces
-        (model.vocab_size as u128, 4),           // logits
+        (batch, 4),                                         // ids
+        (batch * model.hidden_size as u128, 4),             // residual
+        (batch * (planes * code_stride(model)) as u128, 1), // codes
+        (batch * planes as u128, 4),                        // act_scales
+        (batch * model.rope_dim() as u128, 4),              // angles
+        (batch * wide as u128, 4),                          // wide
+        (model.hidden_size as u128, 2),                     // hidden_codes
+        (workspaces, 1),                                    // workspaces
+        (model.output_size() as u128, 4),                   // logits
     ])
 }
 
@@ -193,7 +195,7 @@ pub(crate) const fn workspace_regions(
 ) -> Result<Regions<WORKSPACE_REGIONS>, RunError> {
     let queries = tile_queries(model, session.prefill_batch) as u128;
     Regions::new([
-        (widest_input(model) as u128, 4),           // normed
+        (normed_floats(model) as u128, 4),          // normed
         (session.prefill_batch as u128, 4),         // factors
         (queries * session.max_seq_len as u128, 4), // scores
         (queries * tile_width(model) as u128, 4),   // mixed
@@ -229,6 +231,27 @@ pub(crate) const fn widest_input(model: &ModelConfig) -> usize {
     let hidden = larger(model.hidden_size, model.intermediate_size);
     larger(hidden, larger(model.attn_dim(), latent_rank(model)))
 }
+
+/// Floats of one token's input on its way to a quantiser: after the norms before a linear, and where
+/// linears or heads have norms of their own, a second time.
+pub(crate) const fn normed_floats(model: &ModelConfig) -> usize {
+    let twice = model.norms.in_linear.is_some() || model.qk_latent_dim.is_some();
+    let copies = if twice { 2 } else { 1 };
+    copies * widest_input(model)
+}
+
+/// How often the input of q, k and v, or of gate and up, is quantised: once, or once for each where
+/// they norm it apart.
+pub(crate) const fn code_planes(model: &ModelConfig) -> usize {
+    if model.norms.in_linear.is_some() {
+        PLANES
+    } else {
+        1
+    }
+}
+
+/// Most projections that read the same input.
+pub(crate) const PLANES: usize = 3;
 
 /// Codes of one token, padding included.
 pub(crate) const fn code_stride(model: &ModelConfig) -> usize {

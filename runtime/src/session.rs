@@ -165,7 +165,8 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         self.workers = Workers::lent(threads);
     }
 
-    /// Reads tokens, in chunks, and returns the logits after the last: `[vocab_size]`.
+    /// Reads tokens, in chunks, and returns the logits after the last: `[vocab_size]`. A model whose
+    /// output is an embedding returns that of all tokens so far: `[hidden_size]`, of length one.
     ///
     /// # Errors
     ///
@@ -292,8 +293,8 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
     /// The logits of the last [`Step::Logits`]; their content is unspecified before the first.
     #[must_use]
     pub fn logits(&self) -> &[f32] {
-        let vocab_size = self.model.config().vocab_size;
-        buffers::logits(self.scratch, &self.scratch_regions, vocab_size)
+        let output_size = self.model.config().output_size();
+        buffers::logits(self.scratch, &self.scratch_regions, output_size)
     }
 
     /// Number of positions in the cache.

@@ -6,8 +6,9 @@ use bitnet_formats::float::{f32_to_bf16, f32_to_f16};
 use bitnet_formats::quant::quantize_row;
 use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_formats::{
-    Activation, ArchiveWriter, Attention, Dtype, ModelConfig, Norms, Preset, Rope, RopePairing,
-    SectionKind, TensorClass, TensorRole, TensorSpec, TernaryLayout, WeightScale,
+    Activation, ArchiveWriter, Attention, Dtype, ModelConfig, NormKind, Norms, Output, Preset,
+    Rope, RopePairing, SectionKind, TensorClass, TensorRole, TensorSpec, TernaryLayout,
+    WeightScale,
 };
 
 use crate::random::Random;
@@ -49,7 +50,7 @@ pub fn random_config(random: &mut Random) -> ModelConfig {
             v_head_dim: 16 * (1 + random.below(3)),
         },
     };
-    ModelConfig {
+    let config = ModelConfig {
         hidden_size: 1 + random.below(140),
         intermediate_size: 1 + random.below(200),
         n_layers: 1 + random.below(3),
@@ -63,12 +64,41 @@ pub fn random_config(random: &mut Random) -> ModelConfig {
         },
         activation: random.pick(&[Activation::SquaredRelu, Activation::Silu]),
         norms: Norms {
-            eps: 1e-5,
             attn_sub_norm: random.below(2) == 0,
             ffn_sub_norm: random.below(2) == 0,
+            ..Norms::pre(1e-5)
         },
         tie_embeddings: random.below(2) == 0,
         weight_scale: random.pick(&[WeightScale::Multiply, WeightScale::Divide]),
+        qk_latent_dim: None,
+        output: Output::Logits,
+    };
+    match config.attention {
+        Attention::Grouped { head_dim, .. } if random.below(2) == 0 => {
+            departing(random, config, head_dim)
+        }
+        _ => config,
+    }
+}
+
+/// What only grouped attention goes with: other norms, projected heads, other outputs.
+fn departing(random: &mut Random, config: ModelConfig, head_dim: usize) -> ModelConfig {
+    let narrow = 1 + random.below(head_dim);
+    let in_linear = random.pick(&[None, Some(1e-6)]);
+    let output = random.pick(&[Output::Logits, Output::TernaryLogits, Output::Embedding]);
+    ModelConfig {
+        norms: Norms {
+            kind: random.pick(&[NormKind::Rms, NormKind::Layer]),
+            // Random weights without any norm grow beyond an f16 cache.
+            block: in_linear.is_none() || random.below(2) == 0,
+            qk_norm: random.below(2) == 0,
+            in_linear,
+            ..config.norms
+        },
+        qk_latent_dim: random.pick(&[None, Some(narrow)]),
+        tie_embeddings: config.tie_embeddings && output == Output::Logits,
+        output,
+        ..config
     }
 }
 

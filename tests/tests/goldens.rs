@@ -9,16 +9,29 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use bitnet_converter::convert::load;
-use bitnet_converter::{Conversion, EmbeddingType, PackOptions, convert};
+use bitnet_converter::{
+    Conversion, ConvertError, DenseWeights, EmbeddingType, PackOptions, convert,
+};
 use bitnet_formats::quant::{linear_factor, quantize_activations};
-use bitnet_formats::{Archive, TensorRole, TernaryView, WeightScale};
+use bitnet_formats::{
+    Archive, ModelConfig, NormKind, Output, TensorRole, TernaryView, WeightScale,
+};
 use bitnet_runtime::kernels::{Activations, CODE_PADDING, Store, TernaryGemm};
 use bitnet_runtime::{Kernels, argmax};
 use bitnet_tests::{Run, logits_hash, with_session};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-const FIXTURES: [&str; 3] = ["bitnet_online_f32", "bitnet_online_bf16", "bitnet_packed"];
+const FIXTURES: [&str; 8] = [
+    "bitnet_online_f32",
+    "bitnet_online_bf16",
+    "bitnet_packed",
+    "b158_large",
+    "llama_packed",
+    "llama_packed_rmsnorm",
+    "falcon_e",
+    "bitnet700_fixed",
+];
 
 /// A converted checkpoint, and what it must give.
 struct Golden {
@@ -47,7 +60,8 @@ impl Golden {
         assert_eq!(view.dtype(), safetensors::Dtype::F32);
         let value = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().unwrap());
         let values: Vec<f32> = view.data().chunks(4).map(value).collect();
-        values.chunks(view.shape()[1]).map(<[_]>::to_vec).collect()
+        let width = *view.shape().last().unwrap();
+        values.chunks(width).map(<[_]>::to_vec).collect()
     }
 
     fn sequence(&self, name: &str) -> Vec<u32> {
@@ -73,6 +87,10 @@ fn fixture(name: &str) -> PathBuf {
 
 /// The `.btn` file of a checkpoint, embedding and head as the checkpoint has them.
 fn converted(checkpoint: &Path) -> Vec<u8> {
+    try_convert(checkpoint, DenseWeights::Refuse).unwrap()
+}
+
+fn try_convert(checkpoint: &Path, dense: DenseWeights) -> Result<Vec<u8>, ConvertError> {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("model.btn");
     let conversion = Conversion {
@@ -80,12 +98,13 @@ fn converted(checkpoint: &Path) -> Vec<u8> {
             embedding: EmbeddingType::Source,
             ..PackOptions::default()
         },
+        dense,
         self_test: false,
         read_back: load,
         progress: &mut |_, _| ControlFlow::Continue(()),
     };
-    convert(checkpoint, &output, conversion).unwrap();
-    fs::read(output).unwrap()
+    convert(checkpoint, &output, conversion)?;
+    Ok(fs::read(output).unwrap())
 }
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -125,39 +144,100 @@ impl Difference {
     }
 }
 
-/// The linears of a block, by the name the golden has for them.
-const LINEARS: [(&str, TensorRole); 7] = [
-    ("self_attn.q_proj", TensorRole::Q),
-    ("self_attn.k_proj", TensorRole::K),
-    ("self_attn.v_proj", TensorRole::V),
-    ("self_attn.o_proj", TensorRole::O),
-    ("mlp.gate_proj", TensorRole::Gate),
-    ("mlp.up_proj", TensorRole::Up),
-    ("mlp.down_proj", TensorRole::Down),
+/// The linears of a block, by the names the goldens have for them, and the norms inside them.
+const LINEARS: [(&str, TensorRole, TensorRole); 9] = [
+    ("q_proj", TensorRole::Q, TensorRole::QInputNorm),
+    ("k_proj", TensorRole::K, TensorRole::KInputNorm),
+    ("v_proj", TensorRole::V, TensorRole::VInputNorm),
+    ("o_proj", TensorRole::O, TensorRole::OInputNorm),
+    ("gate_proj", TensorRole::Gate, TensorRole::GateInputNorm),
+    ("up_proj", TensorRole::Up, TensorRole::UpInputNorm),
+    ("down_proj", TensorRole::Down, TensorRole::DownInputNorm),
+    (
+        "latent_q",
+        TensorRole::LatentQ,
+        TensorRole::LatentQInputNorm,
+    ),
+    (
+        "latent_k",
+        TensorRole::LatentK,
+        TensorRole::LatentKInputNorm,
+    ),
 ];
 
 #[test]
 fn linears_of_the_first_block() {
-    for golden in FIXTURES.map(Golden::new) {
+    for golden in FIXTURES
+        .into_iter()
+        .chain(["embedding_qwen3"])
+        .map(Golden::new)
+    {
         let archive = Archive::open(&golden.model).unwrap();
-        let convention = archive.config().weight_scale;
-        for (module, role) in LINEARS {
-            let input = golden.rows(&format!("trace.len7.{module}.in"));
-            let expected = golden.rows(&format!("trace.len7.{module}.out"));
-            let weights = archive.ternary(role, Some(0)).unwrap();
-            for kernels in Kernels::available() {
-                let found = linear(kernels, weights, convention, &input);
-                // In units of each row's largest value.
-                let (found, expected) = relative(found, &expected);
-                let difference = Difference::of(&found, &expected);
-                println!("{} {module} {kernels:?}: {difference:?}", golden.name);
-                assert!(
-                    difference.largest <= 2e-5,
-                    "{} {module} {kernels:?}: {difference:?}",
-                    golden.name
-                );
+        let file = SafeTensors::deserialize(&golden.tensors).unwrap();
+        let mut inputs = file.names();
+        inputs.retain(|name| name.starts_with("trace.len7.") && name.ends_with(".in"));
+        let expected = if golden.name.starts_with("bitnet700") {
+            9
+        } else {
+            7
+        };
+        assert_eq!(inputs.len(), expected, "{}", golden.name);
+        for input in inputs {
+            let module = input.trim_end_matches(".in");
+            let linear = module.rsplit('.').next().unwrap();
+            let (_, role, norm) = LINEARS
+                .into_iter()
+                .find(|(name, ..)| *name == linear)
+                .unwrap();
+            let mut x = golden.rows(input);
+            if let Some(gain) = archive.vector(norm, Some(0)) {
+                let gain: Vec<f32> = gain.iter().collect();
+                x.iter_mut()
+                    .for_each(|x| inner_norm(archive.config(), &gain, x));
             }
+            let expected = golden.rows(&format!("{module}.out"));
+            check_linear(&golden, &archive, role, &x, &expected);
         }
+    }
+}
+
+/// Every set of kernels, in units of each row's largest value.
+fn check_linear(
+    golden: &Golden,
+    archive: &Archive<'_>,
+    role: TensorRole,
+    input: &[Vec<f32>],
+    expected: &[Vec<f32>],
+) {
+    let weights = archive.ternary(role, Some(0)).unwrap();
+    for kernels in Kernels::available() {
+        let found = linear(kernels, weights, archive.config().weight_scale, input);
+        let (found, expected) = relative(found, expected);
+        let difference = Difference::of(&found, &expected);
+        println!("{} {role:?} {kernels:?}: {difference:?}", golden.name);
+        assert!(
+            difference.largest <= 2e-5,
+            "{} {role:?} {kernels:?}: {difference:?}",
+            golden.name
+        );
+    }
+}
+
+/// The norm inside a linear, from its definition and in f64.
+fn inner_norm(config: &ModelConfig, gain: &[f32], x: &mut [f32]) {
+    let n = x.len() as f64;
+    let mean = match config.norms.kind {
+        NormKind::Rms => 0.0,
+        NormKind::Layer => x.iter().map(|x| f64::from(*x)).sum::<f64>() / n,
+    };
+    let square = x
+        .iter()
+        .map(|x| (f64::from(*x) - mean).powi(2))
+        .sum::<f64>()
+        / n;
+    let root = (square + f64::from(config.norms.in_linear.unwrap())).sqrt();
+    for (x, gain) in x.iter_mut().zip(gain) {
+        *x = ((f64::from(*x) - mean) / root) as f32 * gain;
     }
 }
 
@@ -278,10 +358,104 @@ fn greedy_continuations() {
     }
 }
 
+/// The body of an embedding model: hidden states by their direction, and the pooled embedding.
+#[test]
+fn embeddings() {
+    let golden = Golden::new("embedding_qwen3");
+    let archive = Archive::open(&golden.model).unwrap();
+    assert_eq!(archive.config().output, Output::Embedding);
+    for (length, tolerance) in [
+        ("len1", 1e-5),
+        ("len7", 1e-5),
+        ("len33", 1e-3),
+        ("len64", 1e-3),
+    ] {
+        let found = golden.logits(&golden.sequence(length));
+        let directions = golden.rows(&format!("last_hidden.{length}"));
+        let directions: Vec<_> = directions.iter().map(|row| direction(row)).collect();
+        let each = Difference::of(&found, &directions);
+        let pooled = golden.rows(&format!("embedding.{length}"));
+        let last = Difference::of(&found[found.len() - 1..], &pooled);
+        println!("embedding_qwen3 {length}: {each:?}, pooled {last:?}");
+        assert!(each.largest < tolerance, "{length}: {each:?}");
+        assert!(last.largest < tolerance, "{length}: {last:?}");
+    }
+}
+
+fn direction(row: &[f32]) -> Vec<f32> {
+    let length = row
+        .iter()
+        .map(|x| f64::from(*x).powi(2))
+        .sum::<f64>()
+        .sqrt();
+    row.iter()
+        .map(|x| (f64::from(*x) / length) as f32)
+        .collect()
+}
+
+/// Masters as onebitllms quantises them give what it packed; so do codes written out as floats, but for
+/// the scale, which is then a float's reciprocal.
+#[test]
+fn masters_and_floats_of_a_packed_model() {
+    let packed = Golden::new("falcon_e");
+    let masters = try_convert(&fixture("falcon_e/prequantized"), DenseWeights::OneBitLlms).unwrap();
+    let packed = Archive::open(&packed.model).unwrap();
+    let masters = Archive::open(&masters).unwrap();
+    assert_eq!(packed.config(), masters.config());
+    let mut compared = 0;
+    for (spec, _) in packed.tensors() {
+        let Some(a) = packed.ternary(spec.role, spec.layer) else {
+            continue;
+        };
+        let b = masters.ternary(spec.role, spec.layer).unwrap();
+        assert!(a.scale == b.scale && a.bytes() == b.bytes(), "{spec:?}");
+        compared += 1;
+    }
+    assert_eq!(compared, 14);
+}
+
+/// What was never ternary is refused, unless somebody insists.
+#[test]
+fn dense_models_are_refused() {
+    let dense = fixture("falcon_e/prequantized");
+    let message = try_convert(&dense, DenseWeights::Refuse)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.starts_with(
+            "the weights are not ternary: tensor model.layers.0.self_attn.q_proj.weight holds"
+        ),
+        "{message}"
+    );
+    let forced = try_convert(&dense, DenseWeights::ForceTernarise).unwrap();
+    assert_eq!(
+        Archive::open(&forced).unwrap().config().weight_scale,
+        WeightScale::Divide
+    );
+    for (name, weights) in [
+        ("falcon_e", "packed codes"),
+        ("b158_large", "master weights"),
+    ] {
+        let message = try_convert(&fixture(name), DenseWeights::OneBitLlms)
+            .unwrap_err()
+            .to_string();
+        let expected =
+            format!("--masters onebitllms does not apply: the checkpoint holds {weights}");
+        assert_eq!(message, expected);
+    }
+}
+
 /// The keys of the library's last two major versions say the same model.
 #[test]
 fn both_styles_of_config_json() {
-    for name in FIXTURES {
+    let both = |name: &&str| fixture(name).join("config.v4style.json").exists();
+    let names: Vec<_> = FIXTURES
+        .into_iter()
+        .filter(both)
+        .chain(["embedding_qwen3"])
+        .collect();
+    assert_eq!(names.len(), 7);
+    for name in names {
         let golden = Golden::new(name);
         let dir = tempfile::tempdir().unwrap();
         for (from, to) in [

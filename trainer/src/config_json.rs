@@ -1,8 +1,8 @@
 //! The `config.json` of a checkpoint. Its keys are the converter's; this adds the one thing that
 //! only training knows: whether the quantisers were on.
 
-use bitnet_converter::CheckpointConfig;
 use bitnet_converter::family::TensorNames;
+use bitnet_converter::{CheckpointConfig, Family};
 use bitnet_formats::ModelConfig;
 use serde_json::{Value, json};
 
@@ -37,8 +37,15 @@ pub fn read(json: &str) -> Result<(ModelConfig, bool), String> {
     }
     let public = CheckpointConfig::from_json(&json, TensorNames::unknown());
     let public = public.map_err(|e| e.to_string())?;
-    if public.family.is_packed() {
+    if public.weights.is_packed() {
         return Err("the weights are packed; the trainer reads master weights".into());
+    }
+    if !matches!(public.family, Family::BitNet | Family::Latent) {
+        let architecture = public.family.architecture();
+        return Err(format!("the trainer does not train {architecture}"));
+    }
+    if public.model.norms.in_linear.is_some() {
+        return Err("the trainer has no norms inside linears".into());
     }
     Ok((public.model, quantize))
 }

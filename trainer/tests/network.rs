@@ -40,11 +40,7 @@ fn variants() -> Vec<(&'static str, ModelConfig)> {
     let plain = ModelConfig {
         activation: Activation::Silu,
         tie_embeddings: false,
-        norms: Norms {
-            eps: 1e-3,
-            attn_sub_norm: false,
-            ffn_sub_norm: false,
-        },
+        norms: Norms::pre(1e-3),
         ..small(GROUPED)
     };
     vec![

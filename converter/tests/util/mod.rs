@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use bitnet_converter::convert::{FileBytes, Outcome, load};
 use bitnet_converter::names::checkpoint_tensors;
-use bitnet_converter::{CheckpointConfig, Conversion, ConvertError, PackOptions, convert};
+use bitnet_converter::{
+    CheckpointConfig, Conversion, ConvertError, DenseWeights, PackOptions, convert,
+};
 use bitnet_formats::float::{f32_to_bf16, f32_to_f16};
 use bitnet_formats::{Attention, ModelConfig, Preset};
 use safetensors::Dtype;
@@ -135,6 +137,7 @@ pub(crate) fn run(input: &Path, output: &Path, pack: PackOptions) -> Result<Outc
     let read_back: fn(&File) -> io::Result<FileBytes> = load;
     let conversion = Conversion {
         pack,
+        dense: DenseWeights::Refuse,
         self_test: true,
         read_back,
         progress: &mut |_, _| ControlFlow::Continue(()),

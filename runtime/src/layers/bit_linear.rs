@@ -50,6 +50,7 @@ impl<'a> BitLinear<'a> {
         factors: &mut [f32],
         out: &mut Output<'_>,
     ) {
+        let factors = &mut factors[..self.act_scales.len()];
         for (factor, act_scale) in factors.iter_mut().zip(self.act_scales) {
             *factor = linear_factor(self.convention, weights.scale, *act_scale);
         }

@@ -3,4 +3,5 @@
 pub(crate) mod bit_linear;
 pub(crate) mod grouped_attention;
 pub(crate) mod latent_attention;
+pub(crate) mod norm;
 pub(crate) mod rope;
