@@ -632,11 +632,8 @@ impl Heads<'_, '_> {
         let [keys, values] = cached;
         if first + n == (kv_head + 1) * per_kv_head && first + n < units.end {
             let next = (kv_head + 1) * self.capacity;
-            keys.rows(
-                next..next + self.length(first + n),
-                self.config.qk_head_dim(),
-            )
-            .prefetch();
+            keys.rows(next..next + self.length(first + n), self.config.score_dim())
+                .prefetch();
         }
         let tile = Tile {
             queries: &queries[..n],
