@@ -21,6 +21,7 @@ mod float;
 mod output;
 #[deny(unsafe_code)]
 mod portable;
+mod read;
 #[deny(unsafe_code)]
 mod scalar;
 #[cfg(test)]
