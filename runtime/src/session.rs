@@ -50,10 +50,10 @@ pub enum Step {
 
 /// How far a chunk has come.
 #[derive(Clone, Copy, Debug)]
-struct Chunk {
+pub(crate) struct Chunk {
     n_tokens: usize,
     want: Want,
-    layer: usize,
+    pub(crate) layer: usize,
     stage: Stage,
     unit: usize,
     head_token: usize,
@@ -72,6 +72,20 @@ enum Next {
 }
 
 impl Chunk {
+    pub(crate) const fn new(n_tokens: usize, want: Want) -> Self {
+        Self {
+            n_tokens,
+            want,
+            layer: 0,
+            stage: Stage::Embed,
+            unit: 0,
+            head_token: match want {
+                Want::Each => 0,
+                _ => n_tokens - 1,
+            },
+        }
+    }
+
     fn advance(&mut self, n_layers: usize) -> Next {
         self.unit = 0;
         let next = match self.stage {
@@ -211,14 +225,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         }
         let scratch = self.carve(ids.len());
         scratch.ids.copy_from_slice(ids);
-        self.chunk = Some(Chunk {
-            n_tokens: ids.len(),
-            want,
-            layer: 0,
-            stage: Stage::Embed,
-            unit: 0,
-            head_token: if want == Want::Each { 0 } else { ids.len() - 1 },
-        });
+        self.chunk = Some(Chunk::new(ids.len(), want));
         Ok(())
     }
 
@@ -374,7 +381,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         )
     }
 
-    fn forward(&mut self, chunk: &Chunk) -> Forward<'_, 'w> {
+    pub(crate) fn forward(&mut self, chunk: &Chunk) -> Forward<'_, 'w> {
         let (model, session) = (self.model.config(), &self.config);
         let (kv, scratch) = (&mut *self.kv, &mut *self.scratch);
         Forward {
