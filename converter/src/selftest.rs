@@ -80,6 +80,7 @@ fn logits_hash(model: &Model<'_>, vector: &Vector, release: &dyn Fn()) -> Result
         max_seq_len: vector.ids.len(),
         prefill_batch: PREFILL_BATCH,
         kv: vector.kv,
+        threads: 1,
     };
     let plan = model.plan(&config)?;
     let mut kv = AlignedBuffer::zeroed(plan.kv_bytes);

@@ -158,10 +158,11 @@ fn attention(c: &mut Criterion) {
     let rows = CacheRows::F16(&halves);
     let shape = format!("{n}x128");
     bench_sets(c, ("scores_f16", &shape), 2 * n * 128, n, |k, out| {
-        k.scores(&q_latent[..128], rows, 0.1, out);
+        k.scores(&[&q_latent[..128]], rows, 0.1, out, n);
     });
     bench_sets(c, ("mix_f16", &shape), 2 * n * 128, 128, |k, out| {
-        k.mix(rows, &weights, out);
+        out.fill(0.0);
+        k.add_mixes(rows, &weights, n, out, 128);
     });
     bench_sets(c, ("softmax", "512"), 4 * n, n, |k, out| {
         out.copy_from_slice(&weights);

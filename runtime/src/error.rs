@@ -32,6 +32,8 @@ pub enum RunError {
     },
     /// `prefill_batch` is zero.
     PrefillBatch,
+    /// `threads` is zero.
+    NoThread,
     /// An f16 cache was asked for, but a latent cache is always the lossless int8 one.
     LatentCache,
     /// More positions than the session has left.
@@ -110,6 +112,7 @@ impl core::fmt::Display for RunError {
                 write!(f, "a context of {asked} positions; the model has 1 to {max}")
             }
             Self::PrefillBatch => f.write_str("prefill_batch must be at least 1"),
+            Self::NoThread => f.write_str("threads must be at least 1"),
             Self::LatentCache => f.write_str(
                 "a latent cache is stored without loss as int8 and cannot be f16; use native or f32",
             ),

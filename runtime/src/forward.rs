@@ -1,24 +1,26 @@
 //! The forward pass, as stages that can be cut anywhere.
 //!
 //! One chunk of tokens goes through all blocks together. Each stage is a number of independent
-//! *units* (a row group of a projection, a head, a token), so a pass can stop after any unit and go
-//! on later, and no result depends on where it stopped.
+//! *units* (a row group of a projection, a head, a token): a pass can stop after any unit and go on
+//! later, threads can share the units, and no result depends on either.
 
 use core::ops::Range;
 
-use bitnet_formats::quant::quantize_hidden;
+use bitnet_formats::quant::{linear_factor, quantize_hidden};
 use bitnet_formats::ternary::GROUP_ROWS;
-use bitnet_formats::{Attention, Dtype, ModelConfig, TernaryView, VectorView};
+use bitnet_formats::{Attention, Dtype, ModelConfig, RopePairing, TernaryView, VectorView};
 
-use crate::buffers::{LayerCache, Scratch};
+use crate::buffers::{KvRows, LayerCache, Scratch, Workspace, Workspaces, split};
 use crate::error::{RunError, at_layer};
-use crate::kernels::{HeadInput, Latents, Store};
+use crate::kernels::{HeadInput, HeadRows, HeadShape, Kernels, Latents, Store};
 use crate::layers::bit_linear::{BitLinear, quantize_token};
+use crate::layers::grouped_attention::Tile;
 use crate::layers::latent_attention::{LatentHead, Work};
-use crate::layers::{grouped_attention, rope};
+use crate::layers::rope;
 use crate::math::sqrt;
 use crate::model::{Block, KvProjection, Model};
-use crate::plan::{code_stride, kv_widths};
+use crate::parts::{Groups, Rows, Workers};
+use crate::plan::{TILE_QUERIES, code_stride, kv_widths};
 
 /// The stages of a pass, in order. Those from `AttnIn` to `Down` repeat for every block, `HeadIn`
 /// and `Head` for every position whose logits are wanted.
@@ -32,7 +34,7 @@ pub(crate) enum Stage {
     Qkv,
     /// Unit: token. Rotate, and write the cache.
     Cache,
-    /// Unit: head of a token.
+    /// Unit: head of a token; those that read the same cached rows follow each other.
     Attend,
     /// Unit: token. Sub-norm and quantise the heads.
     AttnOut,
@@ -78,6 +80,7 @@ pub(crate) struct Forward<'a, 'w> {
     pub(crate) block: Block<'w>,
     pub(crate) scratch: Scratch<'a>,
     pub(crate) cache: LayerCache<'a>,
+    pub(crate) workers: Workers<'a>,
     pub(crate) layer: usize,
     /// Position of the chunk's first token.
     pub(crate) start: usize,
@@ -107,374 +110,568 @@ impl<'a> Forward<'a, '_> {
     /// Runs some units of a stage.
     pub(crate) fn run(&mut self, stage: Stage, units: Range<usize>) -> Result<(), RunError> {
         match stage {
-            Stage::Embed => units.into_iter().for_each(|token| self.embed(token)),
-            Stage::AttnIn => self.attn_in(units)?,
+            Stage::Embed => self.embed(units),
+            Stage::AttnIn => self.norm_residual(self.block.attn_norm, units),
             Stage::Qkv => self.qkv(units),
-            Stage::Cache => units
-                .into_iter()
-                .try_for_each(|token| self.write_cache(token))?,
-            Stage::Attend => units.into_iter().for_each(|unit| self.attend(unit)),
-            Stage::AttnOut => self.attn_out(units)?,
+            Stage::Cache => self.write_cache(units),
+            Stage::Attend => self.attend(units),
+            Stage::AttnOut => self.attn_out(units),
             Stage::O => self.residual_linear(self.block.o, units),
-            Stage::FfnIn => self.ffn_in(units)?,
+            Stage::FfnIn => self.norm_residual(self.block.ffn_norm, units),
             Stage::GateUp => self.gate_up(units),
-            Stage::FfnMid => self.ffn_mid(units)?,
+            Stage::FfnMid => self.ffn_mid(units),
             Stage::Down => self.residual_linear(self.block.down, units),
-            Stage::HeadIn => self.head_in()?,
-            Stage::Head => self.head(units)?,
+            Stage::HeadIn => self.head_in(),
+            Stage::Head => self.head(units),
         }
-        Ok(())
     }
 
-    fn embed(&mut self, token: usize) {
-        let id = self.scratch.ids[token] as usize;
-        let row = self.model.embedding().row(id);
-        let hidden = self.hidden(token);
-        row.to_f32(&mut self.scratch.residual[hidden]);
-        let width = self.config.rope_dim();
-        let angles = &mut self.scratch.angles[token * width..][..width];
-        rope::angles(self.start + token, &self.model.rope_inv_freq(), angles);
+    fn embed(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
+        let (embedding, frequencies) = (self.model.embedding(), self.model.rope_inv_freq());
+        let (ids, start) = (&*self.scratch.ids, self.start);
+        let residual = Rows::new(self.scratch.residual, self.config.hidden_size);
+        let angles = Rows::new(self.scratch.angles, self.config.rope_dim());
+        let (parts, spaces) = ((residual, angles), &mut self.scratch.spaces);
+        self.workers.run(
+            tokens,
+            parts,
+            spaces,
+            |tokens, (mut residual, mut angles), _| {
+                for token in tokens {
+                    let row = embedding.row(ids[token] as usize);
+                    row.to_f32(residual.row(token));
+                    rope::angles(start + token, &frequencies, angles.row(token));
+                }
+                Ok(())
+            },
+        )
     }
 
-    fn attn_in(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
-        let gain = self.block.attn_norm;
-        tokens
-            .into_iter()
-            .try_for_each(|token| self.norm_residual(token, &gain))
-    }
-
-    fn ffn_in(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
-        let gain = self.block.ffn_norm;
-        tokens
-            .into_iter()
-            .try_for_each(|token| self.norm_residual(token, &gain))
-    }
-
-    fn norm_residual(&mut self, token: usize, gain: &VectorView<'_>) -> Result<(), RunError> {
-        let range = self.hidden(token);
-        let width = range.len();
-        let (eps, layer) = (self.config.norms.eps, at_layer(self.layer));
-        let normed = &mut self.scratch.normed[..width];
-        let kernels = self.model.kernels();
-        let residual = &self.scratch.residual[range];
-        kernels
-            .rms_norm(residual, gain, eps, normed)
-            .map_err(layer)?;
-        self.quantize(token, width)
-    }
-
-    /// Norms a row of `wide`, where the model has a norm there, and quantises it.
-    fn sub_norm(
+    fn norm_residual(
         &mut self,
-        token: usize,
-        row: Range<usize>,
-        gain: Option<VectorView<'_>>,
+        gain: VectorView<'_>,
+        tokens: Range<usize>,
     ) -> Result<(), RunError> {
-        let (eps, width) = (self.config.norms.eps, row.len());
-        let row = &self.scratch.wide[row];
-        let normed = &mut self.scratch.normed[..width];
-        match gain {
-            Some(gain) => {
-                let done = self.model.kernels().rms_norm(row, &gain, eps, normed);
-                done.map_err(at_layer(self.layer))?;
-            }
-            None => normed.copy_from_slice(row),
-        }
-        self.quantize(token, width)
-    }
-
-    /// Quantises `normed[..width]` as the input of the next projections.
-    fn quantize(&mut self, token: usize, width: usize) -> Result<(), RunError> {
-        let stride = code_stride(self.config);
-        let codes = &mut self.scratch.codes[token * stride..][..stride];
-        let normed = &self.scratch.normed[..width];
-        let scale = quantize_token(self.model.kernels(), normed, codes);
-        self.scratch.act_scales[token] = scale.map_err(at_layer(self.layer))?;
-        Ok(())
-    }
-
-    fn qkv(&mut self, units: Range<usize>) {
-        let block = self.block;
-        let spans = self.attention_spans();
-        let (first, second) = match block.kv {
-            KvProjection::Grouped { k, v } => (k, Some(v)),
-            KvProjection::Latent { kv_a, .. } => (kv_a, None),
-        };
-        let mut done = 0;
-        for (weights, span) in [
-            (Some(block.q), spans.q),
-            (Some(first), spans.kv),
-            (second, spans.v),
-        ] {
-            let Some(weights) = weights else { continue };
-            self.linear(weights, part(&units, done, weights.n_groups()), span);
-            done += weights.n_groups();
-        }
-    }
-
-    fn gate_up(&mut self, units: Range<usize>) {
-        let block = self.block;
-        let (gate, up) = self.ffn_spans();
-        let n_groups = block.gate.n_groups();
-        self.linear(block.gate, part(&units, 0, n_groups), gate);
-        self.linear(block.up, part(&units, n_groups, n_groups), up);
-    }
-
-    /// Row groups of a projection, into `wide`.
-    fn linear(&mut self, weights: TernaryView<'_>, groups: Range<usize>, span: Range<usize>) {
+        let (input, width) = (self.linear_input(Some(gain)), self.config.hidden_size);
         let scratch = &mut self.scratch;
+        let residual = &*scratch.residual;
+        let codes = Rows::new(scratch.codes, code_stride(self.config));
+        let scales = Rows::new(scratch.act_scales, 1);
+        let (parts, spaces) = ((codes, scales), &mut scratch.spaces);
+        self.workers.run(
+            tokens,
+            parts,
+            spaces,
+            |tokens, (mut codes, mut scales), space| {
+                for token in tokens {
+                    let x = &residual[token * width..][..width];
+                    scales.row(token)[0] = input.quantize(x, space.normed, codes.row(token))?;
+                }
+                Ok(())
+            },
+        )
+    }
+
+    fn qkv(&mut self, units: Range<usize>) -> Result<(), RunError> {
+        let (n, config, q) = (self.n_tokens(), self.config, self.block.q);
+        let scratch = &mut self.scratch;
+        let arrays = AttentionArrays::new(scratch.wide, n, config);
         let linear = BitLinear::new(self.model, scratch.codes, scratch.act_scales);
-        linear.forward(
-            weights,
-            groups,
-            Store::Set,
-            scratch.factors,
-            &mut scratch.wide[span],
-        );
+        let stage = LinearStage {
+            linear,
+            workers: self.workers,
+            spaces: &mut scratch.spaces,
+        };
+        let (q, kv) = ((q, arrays.q), arrays.kv);
+        match self.block.kv {
+            KvProjection::Grouped { k, v } => {
+                stage.run(units, [q, (k, kv), (v, arrays.v)], Store::Set)
+            }
+            KvProjection::Latent { kv_a, .. } => stage.run(units, [q, (kv_a, kv)], Store::Set),
+        }
+    }
+
+    fn gate_up(&mut self, units: Range<usize>) -> Result<(), RunError> {
+        let (n, config, block) = (self.n_tokens(), self.config, self.block);
+        let scratch = &mut self.scratch;
+        let [gate, up] = ffn_arrays(scratch.wide, n, config);
+        let linear = BitLinear::new(self.model, scratch.codes, scratch.act_scales);
+        let stage = LinearStage {
+            linear,
+            workers: self.workers,
+            spaces: &mut scratch.spaces,
+        };
+        stage.run(units, [(block.gate, gate), (block.up, up)], Store::Set)
     }
 
     /// Row groups of a projection, added to the residual stream.
-    fn residual_linear(&mut self, weights: TernaryView<'_>, groups: Range<usize>) {
+    fn residual_linear(
+        &mut self,
+        weights: TernaryView<'_>,
+        units: Range<usize>,
+    ) -> Result<(), RunError> {
         let scratch = &mut self.scratch;
         let linear = BitLinear::new(self.model, scratch.codes, scratch.act_scales);
-        linear.forward(
-            weights,
-            groups,
-            Store::Add,
-            scratch.factors,
-            scratch.residual,
-        );
+        let stage = LinearStage {
+            linear,
+            workers: self.workers,
+            spaces: &mut scratch.spaces,
+        };
+        stage.run(units, [(weights, &mut *scratch.residual)], Store::Add)
     }
 
-    fn write_cache(&mut self, token: usize) -> Result<(), RunError> {
-        let config = self.config;
-        let spans = self.attention_spans();
-        let position = self.start + token;
-        let angles = &self.scratch.angles[token * config.rope_dim()..][..config.rope_dim()];
-        let pairing = config.rope.pairing;
-        let queries = &mut self.scratch.wide[row(&spans.q, token, config.q_dim())];
-        for head in queries.chunks_exact_mut(config.qk_head_dim()) {
-            let rotated = head.len() - config.rope_dim();
-            rope::rotate(&mut head[rotated..], angles, pairing);
+    /// Rotates queries and keys, and stores what attention keeps of a token.
+    fn write_cache(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
+        match self.block.kv {
+            KvProjection::Grouped { .. } => self.write_grouped(tokens),
+            KvProjection::Latent { kv_a_norm, key, .. } => {
+                self.write_latent(tokens, kv_a_norm, key.scale)
+            }
         }
-        let width = kv_widths(config).0;
-        let kv = row(&spans.kv, token, width);
-        match &mut self.cache {
-            LayerCache::Grouped { keys, values } => {
-                for (h, key) in self.scratch.wide[kv]
-                    .chunks_exact_mut(config.rope_dim())
-                    .enumerate()
-                {
-                    rope::rotate(key, angles, pairing);
-                    keys.write(h * self.capacity + position, key);
-                }
-                let v = &self.scratch.wide[row(&spans.v, token, width)];
-                for (h, value) in v.chunks_exact(config.v_head_dim()).enumerate() {
-                    values.write(h * self.capacity + position, value);
+    }
+
+    fn write_grouped(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
+        let (n, config) = (self.n_tokens(), self.config);
+        let LayerCache::Grouped { keys, values } = &mut self.cache else {
+            unreachable!("the cache follows the model");
+        };
+        let rotation = Rotation::new(self.scratch.angles, config);
+        let arrays = AttentionArrays::new(self.scratch.wide, n, config);
+        let (width, v) = (kv_widths(config).1, &*arrays.v);
+        let dims = (config.qk_head_dim(), config.v_head_dim());
+        let queries = Rows::new(arrays.q, config.q_dim());
+        let new = (
+            Rows::new(arrays.kv, kv_widths(config).0),
+            keys.positions(self.capacity, self.start, dims.0),
+            values.positions(self.capacity, self.start, dims.1),
+        );
+        let (parts, spaces) = ((queries, new), &mut self.scratch.spaces);
+        self.workers
+            .run(tokens, parts, spaces, |tokens, (mut queries, new), _| {
+                let (mut k, mut keys, mut values) = new;
+                for token in tokens {
+                    rotation.rotate_heads(token, queries.row(token), dims.0);
+                    rotation.rotate_heads(token, k.row(token), dims.0);
+                    keys.write(token, k.row(token), dims.0);
+                    values.write(token, &v[token * width..][..width], dims.1);
                 }
                 Ok(())
-            }
-            LayerCache::Latent { .. } => self.write_latent(token, kv),
-        }
+            })
     }
 
     /// Norms and quantises the latent exactly as `kv_b_proj` would, and keeps the codes.
-    fn write_latent(&mut self, token: usize, kv: Range<usize>) -> Result<(), RunError> {
-        let config = self.config;
-        let (
-            LayerCache::Latent {
-                codes,
-                factors,
-                rope_keys,
-            },
-            KvProjection::Latent { kv_a_norm, key, .. },
-        ) = (&mut self.cache, self.block.kv)
+    fn write_latent(
+        &mut self,
+        tokens: Range<usize>,
+        gain: VectorView<'_>,
+        key_scale: f32,
+    ) -> Result<(), RunError> {
+        let (n, config, start) = (self.n_tokens(), self.config, self.start);
+        let input = self.linear_input(Some(gain));
+        let (rank, rope_dim) = (gain.len(), config.rope_dim());
+        let LayerCache::Latent {
+            codes,
+            factors,
+            rope_keys,
+        } = &mut self.cache
         else {
             unreachable!("the cache follows the model");
         };
-        let (rank, position, layer) = (kv_a_norm.len(), self.start + token, self.layer);
-        let (latent, rope_key) = self.scratch.wide[kv].split_at_mut(rank);
-        let normed = &mut self.scratch.normed[..rank];
-        let kernels = self.model.kernels();
-        let done = kernels.rms_norm(latent, &kv_a_norm, config.norms.eps, normed);
-        done.map_err(at_layer(layer))?;
-        let codes = &mut codes[position * rank..][..rank];
-        let act_scale = quantize_token(kernels, normed, codes).map_err(at_layer(layer))?;
-        let convention = config.weight_scale;
-        factors[position] = bitnet_formats::quant::linear_factor(convention, key.scale, act_scale);
-        let angles = &self.scratch.angles[token * rope_key.len()..][..rope_key.len()];
-        rope::rotate(rope_key, angles, config.rope.pairing);
-        rope_keys[position * rope_key.len()..][..rope_key.len()].copy_from_slice(rope_key);
-        Ok(())
+        let rotation = Rotation::new(self.scratch.angles, config);
+        let arrays = AttentionArrays::new(self.scratch.wide, n, config);
+        let queries = Rows::new(arrays.q, config.q_dim());
+        let kv = Rows::new(arrays.kv, kv_widths(config).0);
+        let new = (
+            Rows::new(&mut codes[start * rank..][..n * rank], rank),
+            Rows::new(&mut factors[start..][..n], 1),
+            Rows::new(&mut rope_keys[start * rope_dim..][..n * rope_dim], rope_dim),
+        );
+        let (parts, spaces) = ((queries, kv, new), &mut self.scratch.spaces);
+        self.workers.run(
+            tokens,
+            parts,
+            spaces,
+            |tokens, (mut queries, mut kv, new), space| {
+                let (mut codes, mut factors, mut rope_keys) = new;
+                for token in tokens {
+                    rotation.rotate_heads(token, queries.row(token), config.qk_head_dim());
+                    let (latent, rope_key) = kv.row(token).split_at_mut(rank);
+                    let scale = input.quantize(latent, space.normed, codes.row(token))?;
+                    let factor = linear_factor(config.weight_scale, key_scale, scale);
+                    factors.row(token)[0] = factor;
+                    rotation.rotate_heads(token, rope_key, rope_dim);
+                    rope_keys.row(token).copy_from_slice(rope_key);
+                }
+                Ok(())
+            },
+        )
     }
 
-    fn attend(&mut self, unit: usize) {
-        let config = self.config;
-        let (token, head) = (unit / config.n_heads, unit % config.n_heads);
-        let spans = self.attention_spans();
-        let n = self.start + token + 1;
-        let (before, after) = self.scratch.wide.split_at_mut(spans.out.start);
-        let query = &before[row(&spans.q, unit, config.qk_head_dim())];
-        let out = &mut after[unit * config.v_head_dim()..][..config.v_head_dim()];
-        let scale = 1.0 / sqrt(config.qk_head_dim() as f32);
-        let scores = &mut self.scratch.scores[..n];
-        let kernels = self.model.kernels();
-        match &self.cache {
-            LayerCache::Grouped { keys, values } => {
-                let kv_head = head / (config.n_heads / n_kv_heads(config));
-                let rows = kv_head * self.capacity..kv_head * self.capacity + n;
-                let keys = keys.rows(rows.clone(), query.len());
-                let values = values.rows(rows, out.len());
-                grouped_attention::attend(kernels, query, (keys, values), scale, scores, out);
-            }
-            LayerCache::Latent {
-                codes,
-                factors,
-                rope_keys,
-            } => {
-                let KvProjection::Latent { key, value, .. } = self.block.kv else {
-                    unreachable!("the cache follows the model");
-                };
-                let latents = Latents {
-                    codes: &codes[..n * self.scratch.q_latent.len()],
-                    factors: &factors[..n],
-                    rope_keys: &rope_keys[..n * config.rope_dim()],
-                };
-                let mut work = Work {
-                    scores,
-                    q_latent: self.scratch.q_latent,
-                    o_latent: self.scratch.o_latent,
-                };
-                let head = LatentHead {
-                    kernels,
-                    key,
-                    value,
-                    head,
-                    scale,
-                };
-                head.attend(query, &latents, &mut work, out);
-            }
-        }
+    fn attend(&mut self, units: Range<usize>) -> Result<(), RunError> {
+        let (n, config) = (self.n_tokens(), self.config);
+        let arrays = AttentionArrays::new(self.scratch.wide, n, config);
+        let shape = head_shape(config, n);
+        let heads = Heads {
+            kernels: self.model.kernels(),
+            config,
+            block: &self.block,
+            cache: &self.cache,
+            shape,
+            start: self.start,
+            capacity: self.capacity,
+            queries: arrays.q,
+            scale: 1.0 / sqrt(config.qk_head_dim() as f32),
+        };
+        let spaces = &mut self.scratch.spaces;
+        let outputs = HeadRows::new(arrays.out, shape, config.v_head_dim());
+        self.workers
+            .run(units, outputs, spaces, |units, mut outputs, mut space| {
+                let mut next = units.start;
+                while next < units.end {
+                    next += heads.attend(next..units.end, &mut space, &mut outputs);
+                }
+                Ok(())
+            })
     }
 
     fn attn_out(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
-        let gain = self.block.attn_sub_norm;
-        let (span, width) = (self.attention_spans().out, self.config.attn_dim());
-        tokens
-            .into_iter()
-            .try_for_each(|token| self.sub_norm(token, row(&span, token, width), gain))
+        let (n, config) = (self.n_tokens(), self.config);
+        let (input, width) = (
+            self.linear_input(self.block.attn_sub_norm),
+            config.attn_dim(),
+        );
+        let scratch = &mut self.scratch;
+        let heads = AttentionArrays::new(scratch.wide, n, config).out;
+        let codes = Rows::new(scratch.codes, code_stride(config));
+        let scales = Rows::new(scratch.act_scales, 1);
+        let (parts, spaces) = ((codes, scales), &mut scratch.spaces);
+        self.workers.run(
+            tokens,
+            parts,
+            spaces,
+            |tokens, (mut codes, mut scales), space| {
+                for token in tokens {
+                    let x = &heads[token * width..][..width];
+                    scales.row(token)[0] = input.quantize(x, space.normed, codes.row(token))?;
+                }
+                Ok(())
+            },
+        )
     }
 
     fn ffn_mid(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
-        let gain = self.block.ffn_sub_norm;
-        let width = self.config.intermediate_size;
-        let (span, up_span) = self.ffn_spans();
-        for token in tokens {
-            let (before, after) = self.scratch.wide.split_at_mut(up_span.start);
-            let gate = &mut before[row(&span, token, width)];
-            let up = &after[token * width..][..width];
-            let kernels = self.model.kernels();
-            kernels.gated(self.config.activation, gate, up);
-            self.sub_norm(token, row(&span, token, width), gain)?;
-        }
-        Ok(())
+        let (n, config, kernels) = (self.n_tokens(), self.config, self.model.kernels());
+        let input = self.linear_input(self.block.ffn_sub_norm);
+        let width = config.intermediate_size;
+        let scratch = &mut self.scratch;
+        let [gate, up] = ffn_arrays(scratch.wide, n, config);
+        let (gate, up) = (Rows::new(gate, width), &*up);
+        let codes = Rows::new(scratch.codes, code_stride(config));
+        let scales = Rows::new(scratch.act_scales, 1);
+        let (parts, spaces) = ((gate, codes, scales), &mut scratch.spaces);
+        self.workers.run(
+            tokens,
+            parts,
+            spaces,
+            |tokens, (mut gate, mut codes, mut scales), space| {
+                for token in tokens {
+                    let gate = gate.row(token);
+                    kernels.gated(config.activation, gate, &up[token * width..][..width]);
+                    scales.row(token)[0] = input.quantize(gate, space.normed, codes.row(token))?;
+                }
+                Ok(())
+            },
+        )
     }
 
+    /// The final norm of one token. What it becomes waits where nothing else is needed any more: the
+    /// scale of an int8 head's codes in `act_scales`, a float head's input in the residual stream.
     fn head_in(&mut self) -> Result<(), RunError> {
-        let config = self.config;
+        let (config, token) = (self.config, self.head_token);
         let layer = at_layer(config.n_layers);
-        let residual = &self.scratch.residual[self.hidden(self.head_token)];
-        let normed = &mut self.scratch.normed[..config.hidden_size];
+        let scratch = &mut self.scratch;
+        let residual = &mut scratch.residual[token * config.hidden_size..][..config.hidden_size];
+        let normed = &mut scratch.spaces.first().normed[..config.hidden_size];
         let (kernels, gain) = (self.model.kernels(), self.model.final_norm());
-        kernels
-            .rms_norm(residual, &gain, config.norms.eps, normed)
-            .map_err(&layer)?;
+        let done = kernels.rms_norm(residual, &gain, config.norms.eps, normed);
+        done.map_err(&layer)?;
         if self.model.head().dtype == Dtype::I8Rows {
-            let scale = quantize_hidden(normed, self.scratch.hidden_codes).map_err(&layer)?;
-            // The scale of the codes waits here for `head`.
-            self.scratch.act_scales[self.head_token] = scale;
+            let scale = quantize_hidden(normed, scratch.hidden_codes).map_err(&layer)?;
+            scratch.act_scales[token] = scale;
+        } else {
+            residual.copy_from_slice(normed);
         }
         Ok(())
     }
 
     fn head(&mut self, units: Range<usize>) -> Result<(), RunError> {
-        let config = self.config;
-        let rows = units.start * GROUP_ROWS..config.vocab_size.min(units.end * GROUP_ROWS);
-        let matrix = self.model.head();
+        let (config, matrix) = (self.config, self.model.head());
+        let (kernels, scratch) = (self.model.kernels(), &mut self.scratch);
+        let first = self.head_token * config.hidden_size;
         let input = match matrix.dtype {
             Dtype::I8Rows => {
-                let inverse = 1.0 / self.scratch.act_scales[self.head_token];
-                HeadInput::I16(self.scratch.hidden_codes, inverse)
+                let inverse = 1.0 / scratch.act_scales[self.head_token];
+                HeadInput::I16(scratch.hidden_codes, inverse)
             }
-            _ => HeadInput::F32(&self.scratch.normed[..config.hidden_size]),
+            _ => HeadInput::F32(&scratch.residual[first..][..config.hidden_size]),
         };
-        let logits = &mut self.scratch.logits[rows.clone()];
-        self.model.kernels().head(&matrix, rows, input, logits);
-        let finite = bitnet_formats::quant::absmax(logits).map(|_| ());
-        finite.map_err(at_layer(config.n_layers))
+        let logits = Rows::new(scratch.logits, GROUP_ROWS);
+        self.workers
+            .run(units, logits, &mut scratch.spaces, |units, logits, _| {
+                let (first, logits) = (units.start * GROUP_ROWS, logits.all());
+                kernels.head(&matrix, first..first + logits.len(), input, logits);
+                let finite = bitnet_formats::quant::absmax(logits).map(|_| ());
+                finite.map_err(at_layer(config.n_layers))
+            })
     }
 
     fn n_tokens(&self) -> usize {
         self.scratch.ids.len()
     }
 
-    /// A token's part of the residual stream.
-    fn hidden(&self, token: usize) -> Range<usize> {
-        let width = self.config.hidden_size;
-        token * width..(token + 1) * width
+    fn linear_input<'i>(&self, gain: Option<VectorView<'i>>) -> LinearInput<'i>
+    where
+        'a: 'i,
+    {
+        LinearInput {
+            kernels: self.model.kernels(),
+            gain,
+            eps: self.config.norms.eps,
+            layer: self.layer,
+        }
     }
+}
 
-    /// Parts of `wide` during attention, each `[n_tokens, width]`.
-    fn attention_spans(&self) -> AttentionSpans {
-        let (n, config) = (self.n_tokens(), self.config);
-        let (first, second) = kv_widths(config);
-        let mut end = 0;
-        let mut span = |width: usize| {
-            let start = end;
-            end += n * width;
-            start..end
+/// What comes before a BitLinear: a norm, where the model has one there, and the quantiser.
+struct LinearInput<'i> {
+    kernels: &'i Kernels,
+    gain: Option<VectorView<'i>>,
+    eps: f32,
+    layer: usize,
+}
+
+impl LinearInput<'_> {
+    /// Quantises one token and returns the scale.
+    fn quantize(&self, x: &[f32], normed: &mut [f32], codes: &mut [i8]) -> Result<f32, RunError> {
+        let normed = &mut normed[..x.len()];
+        let x = match &self.gain {
+            Some(gain) => {
+                let done = self.kernels.rms_norm(x, gain, self.eps, normed);
+                done.map_err(at_layer(self.layer))?;
+                normed
+            }
+            None => x,
         };
-        AttentionSpans {
-            q: span(config.q_dim()),
-            kv: span(first),
-            v: span(second),
-            out: span(config.attn_dim()),
+        quantize_token(self.kernels, x, codes).map_err(at_layer(self.layer))
+    }
+}
+
+/// Projections that read the same quantised tokens.
+struct LinearStage<'s, 'b> {
+    linear: BitLinear<'s>,
+    workers: Workers<'s>,
+    spaces: &'s mut Workspaces<'b>,
+}
+
+impl LinearStage<'_, '_> {
+    /// Computes some row groups of the matrices, which are numbered through. Outputs are
+    /// `[n_tokens, rows]` each.
+    fn run<const N: usize>(
+        self,
+        units: Range<usize>,
+        matrices: [(TernaryView<'_>, &mut [f32]); N],
+        store: Store,
+    ) -> Result<(), RunError> {
+        let (linear, mut first) = (&self.linear, 0);
+        let weights = matrices.each_ref().map(|(weights, _)| *weights);
+        let outputs = matrices.map(|(weights, out)| {
+            let groups = Groups::new(out, weights.rows, first);
+            first += weights.n_groups();
+            groups
+        });
+        self.workers
+            .run(units, outputs, self.spaces, |units, mut outputs, space| {
+                for (weights, out) in weights.iter().zip(&mut outputs) {
+                    let groups = out.groups(&units, weights.n_groups());
+                    linear.forward(*weights, groups, store, space.factors, &mut out.output);
+                }
+                Ok(())
+            })
+    }
+}
+
+/// Rotary embedding of the chunk's tokens.
+struct Rotation<'s> {
+    /// `[n_tokens, width]`.
+    angles: &'s [f32],
+    width: usize,
+    pairing: RopePairing,
+}
+
+impl<'s> Rotation<'s> {
+    fn new(angles: &'s [f32], config: &ModelConfig) -> Self {
+        Self {
+            angles,
+            width: config.rope_dim(),
+            pairing: config.rope.pairing,
         }
     }
 
-    /// Parts of `wide` in the feed-forward layer: gate and up, each `[n_tokens, intermediate_size]`.
-    fn ffn_spans(&self) -> (Range<usize>, Range<usize>) {
-        let n = self.n_tokens() * self.config.intermediate_size;
-        (0..n, n..2 * n)
+    /// Rotates the last `rope_dim` elements of each head of a token.
+    fn rotate_heads(&self, token: usize, heads: &mut [f32], head_dim: usize) {
+        let angles = &self.angles[token * self.width..][..self.width];
+        for head in heads.chunks_exact_mut(head_dim) {
+            rope::rotate(&mut head[head_dim - self.width..], angles, self.pairing);
+        }
     }
 }
 
-/// Parts of `wide` during attention.
-struct AttentionSpans {
+/// Attention of a chunk, once its keys and values are in the cache.
+struct Heads<'s, 'w> {
+    kernels: &'s Kernels,
+    config: &'s ModelConfig,
+    block: &'s Block<'w>,
+    cache: &'s LayerCache<'s>,
+    shape: HeadShape,
+    start: usize,
+    capacity: usize,
+    /// `[n_tokens, n_heads, qk_head_dim]`.
+    queries: &'s [f32],
+    /// `1 / sqrt(qk_head_dim)`.
+    scale: f32,
+}
+
+impl Heads<'_, '_> {
+    /// The first of some units, and those that can share its reading of the cache; returns how many.
+    fn attend(
+        &self,
+        units: Range<usize>,
+        space: &mut Workspace<'_>,
+        outputs: &mut HeadRows<'_>,
+    ) -> usize {
+        match (self.cache, self.block.kv) {
+            (LayerCache::Grouped { keys, values }, _) => {
+                self.attend_grouped(units, [keys, values], space, outputs)
+            }
+            (
+                LayerCache::Latent {
+                    codes,
+                    factors,
+                    rope_keys,
+                },
+                KvProjection::Latent { key, value, .. },
+            ) => {
+                let (head, n) = (
+                    self.shape.token_and_head(units.start).1,
+                    self.length(units.start),
+                );
+                let latents = Latents {
+                    codes: &codes[..n * space.q_latent.len()],
+                    factors: &factors[..n],
+                    rope_keys: &rope_keys[..n * self.config.rope_dim()],
+                };
+                let head = LatentHead {
+                    kernels: self.kernels,
+                    key,
+                    value,
+                    head,
+                    scale: self.scale,
+                };
+                let mut work = Work {
+                    scores: &mut space.scores[..n],
+                    q_latent: space.q_latent,
+                    o_latent: space.o_latent,
+                };
+                let out = outputs.row(units.start);
+                head.attend(self.query(units.start), &latents, &mut work, out);
+                1
+            }
+            _ => unreachable!("the cache follows the model"),
+        }
+    }
+
+    /// A tile of the first units that read the same keys and values.
+    fn attend_grouped(
+        &self,
+        units: Range<usize>,
+        cached: [&KvRows<'_>; 2],
+        space: &mut Workspace<'_>,
+        outputs: &mut HeadRows<'_>,
+    ) -> usize {
+        let (first, width) = (units.start, self.config.v_head_dim());
+        let per_kv_head = self.shape.units_per_kv_head();
+        let kv_head = first / per_kv_head;
+        let n = TILE_QUERIES.min(units.end.min((kv_head + 1) * per_kv_head) - first);
+        let (mut queries, mut lengths) = ([&self.queries[..0]; TILE_QUERIES], [0; TILE_QUERIES]);
+        for i in 0..n {
+            (queries[i], lengths[i]) = (self.query(first + i), self.length(first + i));
+        }
+        let rows = kv_head * self.capacity..kv_head * self.capacity + lengths[n - 1];
+        let [keys, values] = cached;
+        let tile = Tile {
+            queries: &queries[..n],
+            lengths: &lengths[..n],
+            cached: [
+                keys.rows(rows.clone(), self.config.qk_head_dim()),
+                values.rows(rows, width),
+            ],
+            scale: self.scale,
+        };
+        let mixed = &mut space.mixed[..n * width];
+        tile.attend(self.kernels, space.scores, mixed);
+        for (i, mixed) in mixed.chunks_exact(width).enumerate() {
+            outputs.row(first + i).copy_from_slice(mixed);
+        }
+        n
+    }
+
+    fn query(&self, unit: usize) -> &[f32] {
+        let (token, head) = self.shape.token_and_head(unit);
+        let (n_heads, width) = (self.config.n_heads, self.config.qk_head_dim());
+        &self.queries[(token * n_heads + head) * width..][..width]
+    }
+
+    /// Positions a unit's token sees.
+    const fn length(&self, unit: usize) -> usize {
+        self.start + self.shape.token_and_head(unit).0 + 1
+    }
+}
+
+/// Parts of `wide` during attention, each `[n_tokens, width]`.
+struct AttentionArrays<'s> {
     /// Queries.
-    q: Range<usize>,
+    q: &'s mut [f32],
     /// Keys, or latent and rotary key.
-    kv: Range<usize>,
+    kv: &'s mut [f32],
     /// Values; empty for latent attention.
-    v: Range<usize>,
+    v: &'s mut [f32],
     /// Head outputs.
-    out: Range<usize>,
+    out: &'s mut [f32],
 }
 
-/// Row `index` of a `[_, width]` array that stands at `span`.
-fn row(span: &Range<usize>, index: usize, width: usize) -> Range<usize> {
-    span.start + index * width..span.start + (index + 1) * width
+impl<'s> AttentionArrays<'s> {
+    fn new(wide: &'s mut [f32], n: usize, config: &ModelConfig) -> Self {
+        let (first, second) = kv_widths(config);
+        let widths = [config.q_dim(), first, second, config.attn_dim()];
+        let [q, kv, v, out] = split(wide, widths.map(|width| n * width));
+        Self { q, kv, v, out }
+    }
 }
 
-/// The units that fall to the `n` groups which begin at unit `first`, counted from there.
-fn part(units: &Range<usize>, first: usize, n: usize) -> Range<usize> {
-    let clip = |unit: usize| unit.clamp(first, first + n) - first;
-    clip(units.start)..clip(units.end)
+/// Parts of `wide` in the feed-forward layer: gate and up, each `[n_tokens, intermediate_size]`.
+fn ffn_arrays<'s>(wide: &'s mut [f32], n: usize, config: &ModelConfig) -> [&'s mut [f32]; 2] {
+    split(wide, [n * config.intermediate_size; 2])
 }
 
-const fn n_kv_heads(config: &ModelConfig) -> usize {
-    match config.attention {
+/// Which units attention has: the heads of a latent cache all read the same rows.
+const fn head_shape(config: &ModelConfig, n_tokens: usize) -> HeadShape {
+    let n_kv_heads = match config.attention {
         Attention::Grouped { n_kv_heads, .. } => n_kv_heads,
-        Attention::Latent { .. } => config.n_heads,
+        Attention::Latent { .. } => 1,
+    };
+    HeadShape {
+        n_tokens,
+        n_kv_heads,
+        group: config.n_heads / n_kv_heads,
     }
 }

@@ -11,7 +11,7 @@
 //! # fn run(bytes: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
 //! let archive = Archive::open(bytes)?;
 //! let model = Model::load(&archive, &mut [], &LoadOptions::default())?;
-//! let config = SessionConfig { max_seq_len: 128, prefill_batch: 16, kv: KvType::Native };
+//! let config = SessionConfig { max_seq_len: 128, prefill_batch: 16, kv: KvType::Native, threads: 1 };
 //! let plan = model.plan(&config)?;
 //! let mut kv = AlignedBuffer::zeroed(plan.kv_bytes);
 //! let mut scratch = AlignedBuffer::zeroed(plan.scratch_bytes);
@@ -36,6 +36,10 @@ pub mod kernels;
 mod layers;
 pub mod math;
 mod model;
+#[cfg(feature = "std")]
+#[allow(unsafe_code, reason = "threads that outlive a borrow")]
+mod parallel;
+mod parts;
 mod plan;
 mod repack;
 pub mod sampler;
@@ -52,6 +56,8 @@ pub use error::{Buffer, RunError};
 pub use hash::LogitsHash;
 pub use kernels::{Isa, Kernels};
 pub use model::{LoadOptions, Model, WeightHold, weight_plan};
+#[cfg(feature = "std")]
+pub use parallel::{MAX_THREADS, Threads};
 pub use plan::{ALIGNMENT, MemoryPlan, SessionConfig};
 pub use repack::repack;
 pub use sampler::{Sampler, SamplerConfig, argmax};

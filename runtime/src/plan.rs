@@ -17,6 +17,8 @@ pub struct SessionConfig {
     pub prefill_batch: usize,
     /// How keys and values are cached.
     pub kv: KvType,
+    /// Most threads that work at once, the caller's included: each needs a workspace of its own.
+    pub threads: usize,
 }
 
 /// The exact bytes of the two buffers a session is lent.
@@ -41,6 +43,9 @@ impl MemoryPlan {
         }
         if session.prefill_batch == 0 {
             return Err(RunError::PrefillBatch);
+        }
+        if session.threads == 0 {
+            return Err(RunError::NoThread);
         }
         let kv_bytes = layer_cache_regions(model, session)?.total()?;
         let kv_bytes = kv_bytes
@@ -109,7 +114,7 @@ pub(crate) fn layer_cache_regions(
 }
 
 /// Number of arrays in the scratch buffer.
-pub(crate) const SCRATCH_REGIONS: usize = 13;
+pub(crate) const SCRATCH_REGIONS: usize = 9;
 
 /// The arrays of the scratch buffer, in the order of [`crate::buffers::Scratch`].
 pub(crate) fn scratch_regions(
@@ -120,21 +125,59 @@ pub(crate) fn scratch_regions(
     let per_token = |n: usize| batch * n as u128;
     // Queries, keys and head outputs are dead before gate and up are born: they share one array.
     let wide = attention_width(model).max(2 * model.intermediate_size);
+    let workspace = workspace_regions(model, session)?.total()?;
     Regions::new([
-        (batch, 4),                         // ids
-        (per_token(model.hidden_size), 4),  // residual
-        (widest_input(model) as u128, 4),   // normed
-        (per_token(code_stride(model)), 1), // codes
-        (batch, 4),                         // act_scales
-        (batch, 4),                         // factors
-        (per_token(model.rope_dim()), 4),   // angles
-        (per_token(wide), 4),               // wide
-        (session.max_seq_len as u128, 4),   // scores
-        (latent_rank(model) as u128, 4),    // q_latent
-        (latent_rank(model) as u128, 4),    // o_latent
-        (model.hidden_size as u128, 2),     // hidden_codes
-        (model.vocab_size as u128, 4),      // logits
+        (batch, 4),                                       // ids
+        (per_token(model.hidden_size), 4),                // residual
+        (per_token(code_stride(model)), 1),               // codes
+        (batch, 4),                                       // act_scales
+        (per_token(model.rope_dim()), 4),                 // angles
+        (per_token(wide), 4),                             // wide
+        (model.hidden_size as u128, 2),                   // hidden_codes
+        (workspace as u128 * session.threads as u128, 1), // workspaces
+        (model.vocab_size as u128, 4),                    // logits
     ])
+}
+
+/// Number of arrays in the workspace of a thread.
+pub(crate) const WORKSPACE_REGIONS: usize = 6;
+
+/// The arrays of one thread's workspace, in the order of [`crate::buffers::Workspace`].
+pub(crate) fn workspace_regions(
+    model: &ModelConfig,
+    session: &SessionConfig,
+) -> Result<Regions<WORKSPACE_REGIONS>, RunError> {
+    let queries = tile_queries(model, session.prefill_batch) as u128;
+    Regions::new([
+        (widest_input(model) as u128, 4),           // normed
+        (session.prefill_batch as u128, 4),         // factors
+        (queries * session.max_seq_len as u128, 4), // scores
+        (queries * tile_width(model) as u128, 4),   // mixed
+        (latent_rank(model) as u128, 4),            // q_latent
+        (latent_rank(model) as u128, 4),            // o_latent
+    ])
+}
+
+/// Most queries that read the same cached rows together.
+pub(crate) const TILE_QUERIES: usize = 4;
+
+/// Queries of a tile of attention: no more than there can be for a key and value head.
+pub(crate) fn tile_queries(model: &ModelConfig, n_tokens: usize) -> usize {
+    match model.attention {
+        Attention::Grouped { n_kv_heads, .. } => {
+            let per_head = (model.n_heads / n_kv_heads).saturating_mul(n_tokens);
+            per_head.min(TILE_QUERIES)
+        }
+        Attention::Latent { .. } => 1,
+    }
+}
+
+/// Outputs of a query of a tile; latent attention has a place of its own for them.
+pub(crate) const fn tile_width(model: &ModelConfig) -> usize {
+    match model.attention {
+        Attention::Grouped { .. } => model.v_head_dim(),
+        Attention::Latent { .. } => 0,
+    }
 }
 
 /// Widest input of a BitLinear.
@@ -192,6 +235,7 @@ mod tests {
             max_seq_len,
             prefill_batch: 16,
             kv,
+            threads: 1,
         };
         MemoryPlan::new(&preset.config(), &session).unwrap()
     }
@@ -236,6 +280,7 @@ mod tests {
                     max_seq_len,
                     prefill_batch,
                     kv,
+                    threads: 1,
                 },
             )
             .unwrap_err()

@@ -1,12 +1,13 @@
 //! A sequence in progress.
 
-use crate::buffers::{self, LayerCache, Scratch, lend};
+use crate::buffers::{self, LayerCache, Scratch, ScratchRegions, lend};
 use crate::error::{Buffer, RunError};
 use crate::forward::{Forward, Stage};
 use crate::model::Model;
-use crate::plan::{
-    MemoryPlan, SCRATCH_REGIONS, SessionConfig, layer_cache_regions, scratch_regions,
-};
+#[cfg(feature = "std")]
+use crate::parallel::Threads;
+use crate::parts::Workers;
+use crate::plan::{MemoryPlan, SessionConfig, layer_cache_regions};
 
 /// One sequence: a cache, a scratch buffer, a position.
 ///
@@ -18,7 +19,8 @@ pub struct Session<'m, 'w, 'b> {
     kv: &'b mut [u8],
     scratch: &'b mut [u8],
     kv_regions: [usize; 3],
-    scratch_regions: [usize; SCRATCH_REGIONS],
+    scratch_regions: ScratchRegions,
+    workers: Workers<'m>,
     len: usize,
     chunk: Option<Chunk>,
 }
@@ -130,7 +132,8 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
             kv: lend(Buffer::Cache, kv, plan.kv_bytes)?,
             scratch: lend(Buffer::Scratch, scratch, plan.scratch_bytes)?,
             kv_regions: layer_cache_regions(model.config(), config)?.0,
-            scratch_regions: scratch_regions(model.config(), config)?.0,
+            scratch_regions: ScratchRegions::new(model.config(), config)?,
+            workers: Workers::alone(),
             len: 0,
             chunk: None,
         })
@@ -164,6 +167,13 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
             len: position,
             ..session
         })
+    }
+
+    /// Lends threads to the session: [`SessionConfig::threads`] of them, or all if they are fewer,
+    /// work on every stage from now on. The logits are the same bits for any number.
+    #[cfg(feature = "std")]
+    pub const fn lend(&mut self, threads: &'m Threads) {
+        self.workers = Workers::lent(threads);
     }
 
     /// Reads tokens, in chunks, and returns the logits after the last: `[vocab_size]`.
@@ -374,7 +384,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         let model = self.model.config();
         Scratch::new(
             self.scratch,
-            self.scratch_regions,
+            &self.scratch_regions,
             model,
             &self.config,
             n_tokens,
@@ -390,12 +400,13 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
             block: self.model.block(chunk.layer),
             scratch: Scratch::new(
                 scratch,
-                self.scratch_regions,
+                &self.scratch_regions,
                 model,
                 session,
                 chunk.n_tokens,
             ),
             cache: LayerCache::new(kv, self.kv_regions, chunk.layer, model, session),
+            workers: self.workers,
             layer: chunk.layer,
             start: self.len,
             capacity: session.max_seq_len,

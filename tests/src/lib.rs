@@ -5,7 +5,7 @@ pub mod random;
 pub mod synthetic;
 
 use bitnet_runtime::{AlignedBuffer, Archive, KvType, LoadOptions, LogitsHash, Model};
-use bitnet_runtime::{Session, SessionConfig, weight_plan};
+use bitnet_runtime::{Session, SessionConfig, Threads, weight_plan};
 
 /// Options of a run; the logits must not depend on any of them but `kv`.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,8 @@ pub struct Run {
     pub prefill_batch: usize,
     /// Cache.
     pub kv: KvType,
+    /// Threads that are lent to the session.
+    pub threads: usize,
     /// Where the ternary weights are.
     pub load: LoadOptions,
 }
@@ -23,6 +25,7 @@ impl Default for Run {
         Self {
             prefill_batch: 16,
             kv: KvType::F32,
+            threads: 1,
             load: LoadOptions::default(),
         }
     }
@@ -42,11 +45,14 @@ pub fn with_session<T>(bytes: &[u8], run: Run, body: impl FnOnce(&mut Session) -
         max_seq_len: model.config().max_seq_len,
         prefill_batch: run.prefill_batch,
         kv: run.kv,
+        threads: run.threads,
     };
     let plan = model.plan(&config).expect("a plan");
     let mut kv = AlignedBuffer::zeroed(plan.kv_bytes);
     let mut scratch = AlignedBuffer::zeroed(plan.scratch_bytes);
     let mut session = Session::new(&model, &mut kv, &mut scratch, &config).expect("a session");
+    let threads = Threads::new(run.threads);
+    session.lend(&threads);
     body(&mut session)
 }
 

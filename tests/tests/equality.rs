@@ -125,6 +125,7 @@ fn hash_with(file: &[u8], ids: &[u32], kernels: Kernels) -> u64 {
         max_seq_len,
         prefill_batch: 4,
         kv: KvType::F32,
+        threads: 1,
     };
     let plan = model.plan(&config).unwrap();
     let mut kv = AlignedBuffer::zeroed(plan.kv_bytes);
@@ -133,6 +134,27 @@ fn hash_with(file: &[u8], ids: &[u32], kernels: Kernels) -> u64 {
     let mut hash = LogitsHash::new();
     session.score(ids, |_, logits| hash.update(logits)).unwrap();
     hash.finish()
+}
+
+#[test]
+fn the_number_of_threads_does_not_matter() {
+    for (config, ids, seed) in cases() {
+        let file = model(&config, Storage::default(), seed);
+        for kv in caches(&config) {
+            for prefill_batch in [1, 8] {
+                let run = Run {
+                    kv: *kv,
+                    prefill_batch,
+                    ..Run::default()
+                };
+                let alone = logits_hash(&file, &ids, run);
+                for threads in [2, 3, 8] {
+                    let hash = logits_hash(&file, &ids, Run { threads, ..run });
+                    assert_eq!(hash, alone, "{threads} threads, {config:?}");
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -201,6 +223,7 @@ fn sequences_share_a_scratch_buffer() {
             max_seq_len,
             prefill_batch: 3,
             kv: KvType::F32,
+            threads: 1,
         };
         let plan = model.plan(&options).unwrap();
         let mut caches = [0, 1].map(|_| AlignedBuffer::zeroed(plan.kv_bytes));

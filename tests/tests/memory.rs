@@ -63,6 +63,7 @@ fn exact_buffers_run_and_one_byte_less_is_an_error() {
                 }
                 Attention::Latent { .. } => random.pick(&[KvType::Native, KvType::F32]),
             },
+            threads: 1 + random.below(3),
         };
         let ids = random.ids(session.max_seq_len, config.vocab_size);
         check(&archive, &LoadOptions { hold }, &session, &ids);
@@ -154,6 +155,7 @@ fn buffers_must_be_aligned() {
         max_seq_len: 1,
         prefill_batch: 1,
         kv: KvType::Native,
+        threads: 1,
     };
     let plan = model.plan(&config).unwrap();
     let mut kv = AlignedBuffer::zeroed(plan.kv_bytes + 1);

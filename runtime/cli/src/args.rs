@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use bitnet_runtime::{
-    Isa, Kernels, KvType, LoadOptions, SamplerConfig, SessionConfig, TernaryLayout, WeightHold,
+    Isa, Kernels, KvType, LoadOptions, MAX_THREADS, SamplerConfig, SessionConfig, TernaryLayout,
+    WeightHold,
 };
 use clap::{ArgGroup, Parser, ValueEnum};
+
+use crate::cores;
 
 /// Run a .btn language model: text goes to stdout as it comes, figures to stderr.
 #[derive(Debug, Parser)]
@@ -59,6 +62,11 @@ pub(crate) struct Args {
     /// Never more than the context.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     prefill_batch: usize,
+
+    /// Threads that work at once [default: the performance cores this process may use]. The result
+    /// is the same for any number; each needs a little scratch memory.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = threads)]
+    threads: Option<usize>,
 
     /// Randomness of the choice; 0 takes the best token always.
     #[arg(long, allow_negative_numbers = true, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
@@ -174,7 +182,13 @@ impl Args {
             max_seq_len,
             prefill_batch: self.prefill_batch.min(max_seq_len),
             kv: self.kv(),
+            threads: self.threads(),
         }
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        let threads = self.threads.unwrap_or_else(cores::default_threads);
+        threads.min(MAX_THREADS)
     }
 
     pub(crate) const fn load_options(&self) -> LoadOptions {
@@ -205,6 +219,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 1..) => Ok(n),
         _ => Err("a whole number of at least 1 is needed".into()),
+    }
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=MAX_THREADS) => Ok(n),
+        _ => Err(format!("a whole number from 1 to {MAX_THREADS} is needed")),
     }
 }
 

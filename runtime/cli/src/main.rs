@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod args;
+mod cores;
 mod generate;
 mod logits_file;
 mod model_file;

@@ -5,7 +5,7 @@ use std::path::{Display, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use bitnet_runtime::{
-    AlignedBuffer, Archive, MemoryPlan, Model, Session, SessionConfig, weight_plan,
+    AlignedBuffer, Archive, MemoryPlan, Model, Session, SessionConfig, Threads, weight_plan,
 };
 use memmap2::Mmap;
 
@@ -110,7 +110,10 @@ pub(crate) fn with_session<T>(
     let plan = model.plan(session)?;
     let mut kv = AlignedBuffer::zeroed(plan.kv_bytes);
     let mut scratch = AlignedBuffer::zeroed(plan.scratch_bytes);
-    body(&mut Session::new(&model, &mut kv, &mut scratch, session)?)
+    let threads = Threads::new(session.threads);
+    let mut session = Session::new(&model, &mut kv, &mut scratch, session)?;
+    session.lend(&threads);
+    body(&mut session)
 }
 
 #[allow(

@@ -20,6 +20,7 @@ pub(crate) fn print(args: &Args, file: &ModelFile) -> Result<()> {
         let json = serde_json::json!({
             "context": session.max_seq_len,
             "prefill_batch": session.prefill_batch,
+            "threads": session.threads,
             "kv": session.kv.name(),
             "parameters": config.parameter_count(),
             "file_bytes": memory.file_bytes,
@@ -33,6 +34,7 @@ pub(crate) fn print(args: &Args, file: &ModelFile) -> Result<()> {
     }
     writeln!(out, "parameters     {:>14}", config.parameter_count())?;
     writeln!(out, "context        {:>14} positions", session.max_seq_len)?;
+    writeln!(out, "threads        {:>14}", session.threads)?;
     writeln!(out, "file, mapped   {:>14} bytes", memory.file_bytes)?;
     writeln!(out, "weights copied {:>14} bytes", memory.weight_bytes)?;
     writeln!(

@@ -28,6 +28,7 @@ fn nonsense_exits_with_two() {
         &["m.btn", "--ids", "4294967296"],
         &["m.btn", "--ids", "1", "--context", "0"],
         &["m.btn", "--ids", "1", "--prefill-batch", "0"],
+        &["m.btn", "--ids", "1", "--threads", "0"],
         &["m.btn", "--ids", "1", "--max-tokens", "-1"],
         &["m.btn", "--ids", "1", "--temperature", "nan"],
         &["m.btn", "--ids", "1", "--temperature", "-0.5"],
@@ -54,8 +55,19 @@ fn nonsense_exits_with_two() {
 #[test]
 fn a_plan_is_readable() {
     let place = Place::with(&mute(&latent()));
-    insta::assert_snapshot!("plan", place.run(&["m.btn", "--plan"]).success());
-    let args = ["m.btn", "--plan", "--json", "--context", "8"];
+    insta::assert_snapshot!(
+        "plan",
+        place.run(&["m.btn", "--plan", "--threads", "1"]).success()
+    );
+    let args = [
+        "m.btn",
+        "--plan",
+        "--json",
+        "--context",
+        "8",
+        "--threads",
+        "4",
+    ];
     insta::assert_snapshot!("plan_json", place.run(&args).success());
 }
 
@@ -80,8 +92,9 @@ fn a_plan_is_what_the_library_asks_for() {
         let place = Place::with(&model);
         for (kv_name, kv) in caches {
             for (hold_name, hold) in copies {
-                for (context, prefill_batch) in [(1, 1), (7, 3), (32, 32)] {
-                    let (n, batch) = (context.to_string(), prefill_batch.to_string());
+                for (context, prefill_batch, threads) in [(1, 1, 1), (7, 3, 5), (32, 32, 2)] {
+                    let [n, batch, workers] =
+                        [context, prefill_batch, threads].map(|n: usize| n.to_string());
                     let args = [
                         "m.btn",
                         "--plan",
@@ -94,12 +107,15 @@ fn a_plan_is_what_the_library_asks_for() {
                         &n,
                         "--prefill-batch",
                         &batch,
+                        "--threads",
+                        &workers,
                     ];
                     let found = place.run(&args).json();
                     let session = SessionConfig {
                         max_seq_len: context,
                         prefill_batch,
                         kv: *kv,
+                        threads,
                     };
                     let plan = MemoryPlan::new(&config, &session).unwrap();
                     let weights = weight_plan(&config, &LoadOptions { hold }).unwrap();
@@ -108,6 +124,7 @@ fn a_plan_is_what_the_library_asks_for() {
                         "parameters": config.parameter_count(),
                         "context": context,
                         "prefill_batch": prefill_batch,
+                        "threads": threads,
                         "kv": kv_name,
                         "file_bytes": model.len(),
                         "weight_bytes": weights,

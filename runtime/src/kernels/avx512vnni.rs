@@ -10,23 +10,27 @@ use core::ops::Range;
 
 use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 
-use super::avx2;
-use super::float::float_kernels;
+use super::float::{FloatKernels, float_kernels};
 use super::x86::{self, Line, Panel, Sums, Tile, lane, prefetch_after, with_count};
 use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
+use super::{avx2, avx512attention};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
-    x86::has!("avx512f", "avx512bw", "avx512vnni").then_some(Kernels {
+    x86::has!("avx512f", "avx512bw", "avx512vl", "avx512vnni").then_some(Kernels {
         isa: Isa::Avx512Vnni,
         ternary_gemm,
         ternary_f32,
         head,
-        float: float_kernels!(
-            #[target_feature(enable = "avx512f,avx512bw")]
-            [dot_f32, dot_f16, dot_i8],
-            widen_lanes
-        ),
+        float: FloatKernels {
+            scores_of: avx512attention::scores_of,
+            add_mixes: avx512attention::add_mixes,
+            ..float_kernels!(
+                #[target_feature(enable = "avx512f,avx512bw")]
+                [dot_f32, dot_f16, dot_i8],
+                widen_lanes
+            )
+        },
     })
 }
 

@@ -18,6 +18,8 @@ const BLOCK: usize = 64;
 
 type RmsNorm = unsafe fn(&[f32], &VectorView<'_>, f32, &mut [f32]) -> Result<(), NonFinite>;
 
+type ScoresOf = unsafe fn(&[&[f32]], CacheRows<'_>, f32, &mut [f32], usize);
+
 /// The functions of a set on floats; [`super::Kernels`] has a method for each.
 #[derive(Clone, Copy)]
 pub(super) struct FloatKernels {
@@ -25,8 +27,8 @@ pub(super) struct FloatKernels {
     pub(super) quantize: unsafe fn(&[f32], &mut [i8]) -> Result<f32, NonFinite>,
     pub(super) softmax: unsafe fn(&mut [f32]),
     pub(super) gated: unsafe fn(Activation, &mut [f32], &[f32]),
-    pub(super) scores: unsafe fn(&[f32], CacheRows<'_>, f32, &mut [f32]),
-    pub(super) mix: unsafe fn(CacheRows<'_>, &[f32], &mut [f32]),
+    pub(super) scores_of: ScoresOf,
+    pub(super) add_mixes: unsafe fn(CacheRows<'_>, &[f32], usize, &mut [f32], usize),
     pub(super) latent_scores: unsafe fn([&[f32]; 2], &Latents<'_>, f32, &mut [f32]),
     pub(super) latent_mix: unsafe fn(&Latents<'_>, &[f32], &mut [f32]),
 }
@@ -61,16 +63,32 @@ macro_rules! float_kernels {
             float::gated(activation, gate, up);
         }
         #[$features]
-        fn scores(query: &[f32], keys: CacheRows<'_>, scale: f32, scores: &mut [f32]) {
-            let dots = (
-                |a: &[f32], x: &[f32]| $dot_f32(a, x),
-                |a: &[u16], x: &[f32]| $dot_f16(a, x),
-            );
-            float::scores(query, keys, scale, scores, dots);
+        fn scores_of(
+            queries: &[&[f32]],
+            keys: CacheRows<'_>,
+            scale: f32,
+            scores: &mut [f32],
+            stride: usize,
+        ) {
+            for (query, scores) in queries.iter().zip(scores.chunks_mut(stride)) {
+                let dots = (
+                    |a: &[f32], x: &[f32]| $dot_f32(a, x),
+                    |a: &[u16], x: &[f32]| $dot_f16(a, x),
+                );
+                float::scores(query, keys, scale, scores, dots);
+            }
         }
         #[$features]
-        fn mix(values: CacheRows<'_>, weights: &[f32], out: &mut [f32]) {
-            float::mix(values, weights, out, |halves| $widen(halves));
+        fn add_mixes(
+            values: CacheRows<'_>,
+            weights: &[f32],
+            stride: usize,
+            outs: &mut [f32],
+            width: usize,
+        ) {
+            for (out, weights) in outs.chunks_exact_mut(width).zip(weights.chunks(stride)) {
+                float::add_mix(values, weights, out, |halves| $widen(halves));
+            }
         }
         #[$features]
         fn latent_scores(
@@ -94,8 +112,8 @@ macro_rules! float_kernels {
             quantize,
             softmax,
             gated,
-            scores,
-            mix,
+            scores_of,
+            add_mixes,
             latent_scores,
             latent_mix,
         }
@@ -103,9 +121,7 @@ macro_rules! float_kernels {
 }
 pub(super) use float_kernels;
 
-/// `out += sum of weight * row`, rows in ascending order.
-///
-/// `add` adds sixteen products to sixteen sums; a row's last elements go one by one.
+/// `out += sum of weight * row`, rows in ascending order; as many rows as weights or values.
 #[inline(always)]
 fn add_rows<T: Copy + Default>(
     rows: &[T],
@@ -114,32 +130,52 @@ fn add_rows<T: Copy + Default>(
     widen: impl Fn(&[T; LANES]) -> [f32; LANES],
 ) {
     let width = out.len();
-    for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-        let columns = block * BLOCK..block * BLOCK + out.len();
-        let rows = rows.chunks_exact(width).map(|row| &row[columns.clone()]);
-        let weighted = rows.zip(weights.clone());
-        match <&mut [f32; BLOCK]>::try_from(&mut *out) {
-            Ok(out) => {
-                let mut sums = *out;
-                for (row, weight) in weighted {
-                    for (sums, row) in sums.as_chunks_mut().0.iter_mut().zip(row.as_chunks().0) {
-                        add_products(sums, &[weight; LANES], &widen(row));
-                    }
-                }
-                *out = sums;
-            }
-            Err(_) => {
-                for (row, weight) in weighted {
-                    for (sums, row) in out.chunks_mut(LANES).zip(row.chunks(LANES)) {
-                        let mut sixteen = [T::default(); LANES];
-                        sixteen[..row.len()].copy_from_slice(row);
-                        let row = widen(&sixteen);
-                        sums.iter_mut().zip(row).for_each(|(o, v)| *o += weight * v);
-                    }
-                }
-            }
+    let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
+    let n_blocks = blocks.len();
+    for (b, block) in blocks.iter_mut().enumerate() {
+        add_columns(rows, width, b * BLOCK, weights.clone(), block, &widen);
+    }
+    let (lanes, rest) = rest.as_chunks_mut::<LANES>();
+    let first = n_blocks * BLOCK;
+    for (b, block) in lanes.iter_mut().enumerate() {
+        add_columns(
+            rows,
+            width,
+            first + b * LANES,
+            weights.clone(),
+            block,
+            &widen,
+        );
+    }
+    if !rest.is_empty() {
+        let columns = width - rest.len()..width;
+        for (row, weight) in rows.chunks_exact(width).zip(weights) {
+            let mut sixteen = [T::default(); LANES];
+            sixteen[..rest.len()].copy_from_slice(&row[columns.clone()]);
+            let row = widen(&sixteen);
+            rest.iter_mut().zip(row).for_each(|(o, v)| *o += weight * v);
         }
     }
+}
+
+/// The `N` columns from `first` on, which stay in registers while the rows go by.
+#[inline(always)]
+fn add_columns<T, const N: usize>(
+    rows: &[T],
+    width: usize,
+    first: usize,
+    weights: impl Iterator<Item = f32>,
+    out: &mut [f32; N],
+    widen: &impl Fn(&[T; LANES]) -> [f32; LANES],
+) {
+    let mut sums = *out;
+    for (row, weight) in rows.chunks_exact(width).zip(weights) {
+        let row = row[first..first + N].as_chunks().0;
+        for (sums, row) in sums.as_chunks_mut().0.iter_mut().zip(row) {
+            add_products(sums, &[weight; LANES], &widen(row));
+        }
+    }
+    *out = sums;
 }
 
 #[inline(always)]
@@ -260,13 +296,12 @@ pub(super) fn scores(
 }
 
 #[inline(always)]
-pub(super) fn mix(
+pub(super) fn add_mix(
     values: CacheRows<'_>,
     weights: &[f32],
     out: &mut [f32],
     widen: impl Fn(&[u16; LANES]) -> [f32; LANES],
 ) {
-    out.fill(0.0);
     let weights = weights.iter().copied();
     match values {
         CacheRows::F32(values) => add_rows(values, weights, out, |row| *row),

@@ -11,6 +11,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx512attention;
+#[cfg(target_arch = "x86_64")]
 mod avx512vbmi;
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
@@ -18,12 +20,12 @@ mod avx512vnni;
 mod avxvnni;
 #[deny(unsafe_code)]
 mod float;
-mod output;
 #[deny(unsafe_code)]
 mod portable;
 mod read;
 #[deny(unsafe_code)]
 mod scalar;
+mod stripes;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -35,7 +37,8 @@ use bitnet_formats::quant::NonFinite;
 use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_formats::{Activation, MatrixView, TernaryView, VectorView};
 
-pub use output::Output;
+pub(crate) use stripes::{HeadRows, HeadShape};
+pub use stripes::{Output, Stripes};
 
 /// A set of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,7 +264,7 @@ impl Kernels {
         assert!(job.activations.stride >= job.weights.cols.next_multiple_of(CODE_PADDING));
         assert!(job.groups.end <= job.weights.n_groups());
         assert_eq!(job.factors.len(), n_tokens);
-        assert_eq!((out.n_tokens(), out.rows()), (n_tokens, job.weights.rows));
+        assert_eq!((out.n_rows(), out.width()), (n_tokens, job.weights.rows));
         // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
         unsafe { (self.ternary_gemm)(job, out) };
     }
@@ -362,26 +365,53 @@ impl Kernels {
         unsafe { (self.float.gated)(activation, gate, up) };
     }
 
-    /// `scores[j] = (keys[j] . query) * scale`, in sixteen lanes.
+    /// `scores[i][j] = (keys[j] . queries[i]) * scale`, in sixteen lanes. Row `i` of the scores
+    /// begins at `i * stride`; what follows its last score is left alone.
     ///
     /// # Panics
     ///
-    /// If there is not one key for each score.
-    pub fn scores(&self, query: &[f32], keys: CacheRows<'_>, scale: f32, scores: &mut [f32]) {
-        assert_eq!(keys.len(), scores.len() * query.len());
-        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
-        unsafe { (self.float.scores)(query, keys, scale, scores) };
+    /// If the queries differ in length, the keys are not whole rows of that length, or a row of
+    /// scores does not hold one for each key.
+    pub fn scores(
+        &self,
+        queries: &[&[f32]],
+        keys: CacheRows<'_>,
+        scale: f32,
+        scores: &mut [f32],
+        stride: usize,
+    ) {
+        let Some(width) = queries.first().map(|query| query.len()) else {
+            return;
+        };
+        assert!(queries.iter().all(|query| query.len() == width));
+        let n = rows_of(keys.len(), width);
+        assert!(stride >= n && scores.len() >= (queries.len() - 1) * stride + n);
+        if n > 0 {
+            // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+            unsafe { (self.float.scores_of)(queries, keys, scale, scores, stride) };
+        }
     }
 
-    /// `out = sum_j weights[j] * values[j]`, ascending.
+    /// `outs[i] += sum_j weights[i][j] * values[j]`, ascending. `outs` is `[_, width]`; row `i` of the
+    /// weights begins at `i * stride`.
     ///
     /// # Panics
     ///
-    /// If there is not one value for each weight.
-    pub fn mix(&self, values: CacheRows<'_>, weights: &[f32], out: &mut [f32]) {
-        assert_eq!(values.len(), weights.len() * out.len());
-        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
-        unsafe { (self.float.mix)(values, weights, out) };
+    /// If outputs or values are not whole rows, or a row of weights does not hold one for each value.
+    pub fn add_mixes(
+        &self,
+        values: CacheRows<'_>,
+        weights: &[f32],
+        stride: usize,
+        outs: &mut [f32],
+        width: usize,
+    ) {
+        let (n, m) = (rows_of(values.len(), width), rows_of(outs.len(), width));
+        assert!(stride >= n && weights.len() + stride >= m * stride + n);
+        if n > 0 {
+            // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+            unsafe { (self.float.add_mixes)(values, weights, stride, outs, width) };
+        }
     }
 
     /// `scores[j] = scale * (f_j * (q_latent . c_j) + q_rope . k_j)`; the query is
@@ -418,7 +448,22 @@ impl Kernels {
     }
 }
 
+/// Number of rows of an array.
+fn rows_of(len: usize, width: usize) -> usize {
+    assert!(width > 0 && len.is_multiple_of(width));
+    len / width
+}
+
 impl CacheRows<'_> {
+    /// Some of the rows, which have `width` elements.
+    pub(crate) fn slice(&self, rows: Range<usize>, width: usize) -> Self {
+        let elements = rows.start * width..rows.end * width;
+        match self {
+            Self::F32(all) => Self::F32(&all[elements]),
+            Self::F16(all) => Self::F16(&all[elements]),
+        }
+    }
+
     const fn len(&self) -> usize {
         match self {
             Self::F32(rows) => rows.len(),

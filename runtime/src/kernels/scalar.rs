@@ -21,8 +21,8 @@ pub(super) const KERNELS: Kernels = Kernels {
         quantize: quantize_activations,
         softmax,
         gated,
-        scores,
-        mix,
+        scores_of,
+        add_mixes,
         latent_scores,
         latent_mix,
     },
@@ -163,6 +163,19 @@ fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
     }
 }
 
+fn scores_of(
+    queries: &[&[f32]],
+    keys: CacheRows<'_>,
+    scale: f32,
+    scores: &mut [f32],
+    stride: usize,
+) {
+    for (query, row) in queries.iter().zip(scores.chunks_mut(stride)) {
+        let n = keys.len() / query.len();
+        self::scores(query, keys, scale, &mut row[..n]);
+    }
+}
+
 fn scores(query: &[f32], keys: CacheRows<'_>, scale: f32, scores: &mut [f32]) {
     let n = query.len();
     for (j, score) in scores.iter_mut().enumerate() {
@@ -174,9 +187,21 @@ fn scores(query: &[f32], keys: CacheRows<'_>, scale: f32, scores: &mut [f32]) {
     }
 }
 
-fn mix(values: CacheRows<'_>, weights: &[f32], out: &mut [f32]) {
+fn add_mixes(
+    values: CacheRows<'_>,
+    weights: &[f32],
+    stride: usize,
+    outs: &mut [f32],
+    width: usize,
+) {
+    let n = values.len() / width;
+    for (out, weights) in outs.chunks_mut(width).zip(weights.chunks(stride)) {
+        add_mix(values, &weights[..n], out);
+    }
+}
+
+fn add_mix(values: CacheRows<'_>, weights: &[f32], out: &mut [f32]) {
     let n = out.len();
-    out.fill(0.0);
     for (j, weight) in weights.iter().enumerate() {
         for (i, out) in out.iter_mut().enumerate() {
             *out += weight

@@ -104,8 +104,14 @@ fn every_set_of_this_machine_runs() {
     for (name, found) in [
         ("avx2", has!("avx2" "f16c")),
         ("avxvnni", has!("avx2" "f16c" "avxvnni")),
-        ("avx512vnni", has!("avx512f" "avx512bw" "avx512vnni")),
-        ("avx512vbmi", has!("avx512bw" "avx512vnni" "avx512vbmi")),
+        (
+            "avx512vnni",
+            has!("avx512f" "avx512bw" "avx512vl" "avx512vnni"),
+        ),
+        (
+            "avx512vbmi",
+            has!("avx512bw" "avx512vl" "avx512vnni" "avx512vbmi"),
+        ),
     ] {
         expected.extend(found.then_some(name));
     }
@@ -439,10 +445,18 @@ fn attention_over_a_cache_equals_scalar() {
             let query = floats(&mut random, width);
             let weights = floats(&mut random, n);
             for rows in [CacheRows::F32(&rows), CacheRows::F16(&halves)] {
-                check_bits(width, "scores", &weights, |k, out| {
-                    k.scores(&query, rows, 0.3, out);
-                });
-                check_bits(width, "mix", &query, |k, out| k.mix(rows, &weights, out));
+                // One query to more than a tile of them, with a gap after each row of scores.
+                for m in [1, 2, 3, 4, 7] {
+                    let queries = floats(&mut random, m * width);
+                    let each: Vec<&[f32]> = queries.chunks(width).collect();
+                    let spaced = floats(&mut random, m * (n + 3));
+                    check_bits(width, "scores", &spaced, |k, out| {
+                        k.scores(&each, rows, 0.3, out, n + 3);
+                    });
+                    check_bits(width, "add_mixes", &queries, |k, out| {
+                        k.add_mixes(rows, &spaced, n + 3, out, width);
+                    });
+                }
             }
             let latents = Latents {
                 codes: &random.fill(n * width, |r| r as i8),

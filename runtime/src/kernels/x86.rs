@@ -61,9 +61,11 @@ impl<'a> Tile<'a> {
     #[inline(always)]
     pub(super) fn tokens<const N: usize>(&self) -> [&'a [[i8; 4]]; N] {
         let (start, len) = self.fours;
-        core::array::from_fn(|n| {
-            &self.activations.token(self.first + n).as_chunks().0[start..][..len]
-        })
+        let mut tokens = [&[][..]; N];
+        for (n, token) in tokens.iter_mut().enumerate() {
+            *token = &self.activations.token(self.first + n).as_chunks().0[start..][..len];
+        }
+        tokens
     }
 }
 

@@ -5,7 +5,7 @@ use core::ops::Range;
 use bitnet_formats::quant::{NonFinite, linear_factor};
 use bitnet_formats::{TernaryView, WeightScale};
 
-use crate::kernels::{Activations, Kernels, Store, TernaryGemm};
+use crate::kernels::{Activations, Kernels, Output, Store, TernaryGemm};
 use crate::model::Model;
 use crate::plan::code_stride;
 
@@ -48,7 +48,7 @@ impl<'a> BitLinear<'a> {
         groups: Range<usize>,
         store: Store,
         factors: &mut [f32],
-        out: &mut [f32],
+        out: &mut Output<'_>,
     ) {
         for (factor, act_scale) in factors.iter_mut().zip(self.act_scales) {
             *factor = linear_factor(self.convention, weights.scale, *act_scale);
@@ -61,6 +61,6 @@ impl<'a> BitLinear<'a> {
             factors,
             store,
         };
-        self.kernels.ternary_gemm(&job, out);
+        self.kernels.ternary_gemm_into(&job, out);
     }
 }
