@@ -42,12 +42,17 @@ mod model;
 mod parallel;
 mod parts;
 mod plan;
+mod repack;
 pub mod sampler;
 mod session;
+mod weight_pass;
 
 #[cfg(feature = "std")]
 pub use aligned::AlignedBuffer;
-pub use bitnet_formats::{Archive, FormatError, KvType, ModelConfig, TernaryLayout};
+pub use bitnet_formats::{
+    Archive, FormatError, KvType, MatrixView, ModelConfig, TensorClass, TensorRole, TernaryLayout,
+    TernaryView,
+};
 pub use error::{Buffer, RunError};
 pub use hash::LogitsHash;
 pub use kernels::{Isa, Kernels};
@@ -55,5 +60,6 @@ pub use model::{LoadOptions, Model, WeightHold, weight_plan};
 #[cfg(feature = "std")]
 pub use parallel::{MAX_THREADS, Threads};
 pub use plan::{ALIGNMENT, MemoryPlan, SessionConfig};
+pub use repack::repack;
 pub use sampler::{Sampler, SamplerConfig, argmax};
 pub use session::{Session, Step, Want};

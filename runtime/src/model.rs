@@ -1,6 +1,5 @@
 //! A loaded model: views of its weights.
 
-use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES, LineCodes};
 use bitnet_formats::{
     Archive, MatrixView, ModelConfig, TensorClass, TensorRole, TernaryLayout, TernaryView,
     VectorView,
@@ -11,6 +10,7 @@ use crate::departures::Gains;
 use crate::error::{Buffer, RunError};
 use crate::kernels::Kernels;
 use crate::plan::{MemoryPlan, SessionConfig};
+use crate::repack::repack;
 
 /// How ternary weights are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -235,12 +235,21 @@ impl<'w> Model<'w> {
         self.archive.matrix(TensorRole::Embedding).expect(PRESENT)
     }
 
-    pub(crate) fn head(&self) -> MatrixView<'w> {
+    /// The matrix that makes logits, `[vocab_size, hidden_size]`: the embedding where they are tied.
+    #[must_use]
+    pub fn head(&self) -> MatrixView<'w> {
         let role = match self.config().tie_embeddings {
             true => TensorRole::Embedding,
             false => TensorRole::Head,
         };
         self.archive.matrix(role).expect(PRESENT)
+    }
+
+    /// Every ternary matrix as it is held, block by block.
+    pub fn ternary_matrices(&self) -> impl Iterator<Item = (TensorRole, TernaryView<'w>)> + '_ {
+        let tensors = self.config().tensors();
+        let ternary = tensors.filter(|spec| spec.role.class() == TensorClass::Ternary);
+        ternary.map(|spec| (spec.role, self.ternary(spec.role, spec.layer)))
     }
 
     pub(crate) fn rope_inv_freq(&self) -> VectorView<'w> {
@@ -308,57 +317,5 @@ fn copy_weights(archive: &Archive<'_>, layout: TernaryLayout, mut buffer: &mut [
             repack(&from, layout, to);
             buffer = rest;
         }
-    }
-}
-
-/// Packs a matrix again in another layout, line by line.
-fn repack(from: &TernaryView<'_>, layout: TernaryLayout, to: &mut [u8]) {
-    if layout == from.layout {
-        to.copy_from_slice(from.bytes());
-        return;
-    }
-    let groups = to.chunks_exact_mut(layout.group_bytes(from.cols));
-    for (group, to) in groups.enumerate() {
-        let mut source = Columns::new(from, group);
-        for line in to.as_chunks_mut::<LINE_BYTES>().0 {
-            let mut codes = LineCodes::default();
-            for column in &mut codes[..layout.block_cols()] {
-                *column = source.next();
-            }
-            layout.pack_line(&codes, line);
-        }
-    }
-}
-
-/// The columns of a row group, one after another; zeros after the last.
-struct Columns<'w> {
-    layout: TernaryLayout,
-    lines: core::slice::Iter<'w, [u8; LINE_BYTES]>,
-    codes: LineCodes,
-    at: usize,
-}
-
-impl<'w> Columns<'w> {
-    fn new(view: &TernaryView<'w>, group: usize) -> Self {
-        let layout = view.layout;
-        let lines = view.group(group).iter();
-        Self {
-            layout,
-            lines,
-            codes: LineCodes::default(),
-            at: layout.block_cols(),
-        }
-    }
-
-    fn next(&mut self) -> [i8; GROUP_ROWS] {
-        if self.at == self.layout.block_cols() {
-            match self.lines.next() {
-                Some(line) => self.layout.unpack_line(line, &mut self.codes),
-                None => self.codes = LineCodes::default(),
-            }
-            self.at = 0;
-        }
-        self.at += 1;
-        self.codes[self.at - 1]
     }
 }

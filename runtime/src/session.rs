@@ -52,13 +52,13 @@ pub enum Step {
 
 /// How far a chunk has come.
 #[derive(Clone, Copy)]
-struct Chunk<'w> {
+pub(crate) struct Chunk<'w> {
     n_tokens: usize,
     want: Want,
-    layer: usize,
+    pub(crate) layer: usize,
     /// The weights of the layer. Looking them up takes as long as a small unit of work, so it is
     /// done once a layer and not in every step.
-    block: Block<'w>,
+    pub(crate) block: Block<'w>,
     stage: Stage,
     unit: usize,
     head_token: usize,
@@ -76,7 +76,22 @@ enum Next {
     End,
 }
 
-impl Chunk<'_> {
+impl<'w> Chunk<'w> {
+    pub(crate) fn new(model: &Model<'w>, n_tokens: usize, want: Want) -> Self {
+        Self {
+            n_tokens,
+            want,
+            layer: 0,
+            block: model.block(0),
+            stage: Stage::Embed,
+            unit: 0,
+            head_token: match want {
+                Want::Each => 0,
+                _ => n_tokens - 1,
+            },
+        }
+    }
+
     fn advance(&mut self, n_layers: usize) -> Next {
         self.unit = 0;
         let next = match self.stage {
@@ -225,15 +240,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         }
         let scratch = self.carve(ids.len());
         scratch.ids.copy_from_slice(ids);
-        self.chunk = Some(Chunk {
-            n_tokens: ids.len(),
-            want,
-            layer: 0,
-            block: self.model.block(0),
-            stage: Stage::Embed,
-            unit: 0,
-            head_token: if want == Want::Each { 0 } else { ids.len() - 1 },
-        });
+        self.chunk = Some(Chunk::new(self.model, ids.len(), want));
         Ok(())
     }
 
@@ -392,7 +399,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         )
     }
 
-    fn forward(&mut self, chunk: &Chunk<'w>) -> Forward<'_, 'w> {
+    pub(crate) fn forward(&mut self, chunk: &Chunk<'w>) -> Forward<'_, 'w> {
         let (model, session) = (self.model.config(), &self.config);
         let (kv, scratch) = (&mut *self.kv, &mut *self.scratch);
         Forward {

@@ -279,3 +279,36 @@ fn the_numerics_have_not_moved() {
         "9d840cb6c84712fb"
     );
 }
+
+/// The weight passes alone give the same logits wherever the weights are, and leave the sequence as
+/// it is.
+#[test]
+fn a_weight_pass_depends_on_the_weights_alone() {
+    for (config, ids, seed) in cases().take(12) {
+        let file = model(&config, Storage::default(), seed);
+        let expected = logits_hash(&file, &ids, Run::default());
+        let passes = [WeightHold::InPlace, WeightHold::Copy(T2)].map(|hold| {
+            let load = LoadOptions { hold };
+            let run = Run {
+                load,
+                ..Run::default()
+            };
+            with_session(&file, run, |session| {
+                let mut pass = || session.weight_pass().expect("finite logits").to_vec();
+                let logits = pass();
+                assert_eq!(pass(), logits);
+                let mut hash = LogitsHash::new();
+                for id in &ids {
+                    let position = session.position();
+                    assert_eq!(session.weight_pass().expect("finite logits"), logits);
+                    assert_eq!(session.position(), position);
+                    hash.update(session.decode(*id).expect("finite logits"));
+                }
+                assert_eq!(hash.finish(), expected, "{config:?}");
+                logits
+            })
+        });
+        assert_eq!(passes[0], passes[1]);
+        assert!(passes[0].iter().any(|logit| *logit != 0.0));
+    }
+}

@@ -2,11 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use bitnet_runtime::{
-    Isa, Kernels, KvType, LoadOptions, MAX_THREADS, SamplerConfig, SessionConfig, TernaryLayout,
-    WeightHold,
-};
-use clap::{ArgGroup, Parser, ValueEnum};
+use bitnet_runtime::{Isa, Kernels, KvType, MAX_THREADS, SamplerConfig, SessionConfig};
+use clap::error::ErrorKind;
+use clap::{ArgGroup, CommandFactory, Parser, ValueEnum};
 
 use crate::cores;
 
@@ -16,7 +14,8 @@ use crate::cores;
 #[command(group(ArgGroup::new("task").required(true)))]
 pub(crate) struct Args {
     /// The model, as written by bitnet-convert.
-    pub(crate) model: PathBuf,
+    #[arg(required_unless_present = "doctor")]
+    model: Option<PathBuf>,
 
     /// Continue this text; `-` reads it from stdin.
     #[arg(long, group = "task", value_name = "TEXT", allow_hyphen_values = true)]
@@ -44,6 +43,20 @@ pub(crate) struct Args {
     #[arg(long, group = "task", value_name = "FILE")]
     perplexity: Option<PathBuf>,
 
+    /// Time the model: prompts of 128 and 512 tokens, 128 decoded tokens, passes over the weights,
+    /// and the machine's own best read loop. All configurations must give the same logits.
+    #[arg(long, group = "task")]
+    bench: bool,
+
+    /// Print what this machine has: instruction sets, kernels, caches, pages, bandwidth. With a
+    /// model, also how its weights would be held.
+    #[arg(long, group = "task")]
+    doctor: bool,
+
+    /// Timings of each kind for --bench.
+    #[arg(long, conflicts_with_all = ["prompt", "ids", "plan", "selftest", "perplexity", "doctor"], value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    pub(crate) repetitions: usize,
+
     /// Most tokens to generate.
     #[arg(
         long,
@@ -63,10 +76,11 @@ pub(crate) struct Args {
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     prefill_batch: usize,
 
-    /// Threads that work at once [default: the performance cores this process may use]. The result
-    /// is the same for any number; each needs a little scratch memory.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = threads)]
-    threads: Option<usize>,
+    /// Threads that work at once [default: the performance cores this process may use; also 1 for
+    /// --bench, which takes several]. The result is the same for any number; each needs a little
+    /// scratch memory.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_delimiter = ',', value_parser = threads)]
+    threads: Vec<usize>,
 
     /// Randomness of the choice; 0 takes the best token always.
     #[arg(long, allow_negative_numbers = true, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
@@ -97,16 +111,17 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value = "native")]
     kv: Kv,
 
-    /// Where ternary weights are while running: in the file, or copied to memory in a layout.
-    #[arg(long, value_enum, default_value = "mapped")]
-    weights: Weights,
+    /// Where ternary weights are while running: in the file, or copied to memory in a layout. No
+    /// result depends on it. --bench takes several [default: low; low,fast for --bench].
+    #[arg(long, value_enum, value_delimiter = ',', hide_default_value = true)]
+    weights: Vec<Hold>,
 
-    /// Kernels to run on [default: the fastest].
-    #[arg(long, value_name = "NAME", value_parser = kernels)]
-    isa: Option<Kernels>,
+    /// Kernels to run on; --bench takes several [default: the fastest].
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = kernels)]
+    isa: Vec<Kernels>,
 
     /// Also write the f32 logits of the prompt, [tokens, vocabulary], as safetensors.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["plan", "selftest", "perplexity"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["plan", "selftest", "perplexity", "bench", "doctor"])]
     pub(crate) logits: Option<PathBuf>,
 
     /// Do not check every byte of the file before the first token. Damage then shows only in the
@@ -124,6 +139,8 @@ pub(crate) enum Task<'a> {
     Plan,
     SelfTest,
     Perplexity(&'a Path),
+    Bench,
+    Doctor,
     Generate(Prompt<'a>),
 }
 
@@ -143,17 +160,58 @@ enum Kv {
     F32,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Weights {
-    /// Mapped, in the layout of the file.
-    Mapped,
+/// How ternary weights are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Hold {
+    /// In the mapped file, in its layout: starts at once, takes no memory (also: mapped).
+    #[value(alias = "mapped")]
+    Low,
+    /// Copied to memory as T5 or T2, whichever a short measurement finds faster on this machine;
+    /// like low where there is no memory for it.
+    Fast,
     /// Copied as T5, 1.6 bits per weight.
     T5,
     /// Copied as T2, 2 bits per weight.
     T2,
 }
 
+impl Hold {
+    /// The name users type.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Fast => "fast",
+            Self::T5 => "t5",
+            Self::T2 => "t2",
+        }
+    }
+}
+
 impl Args {
+    /// The arguments of this process, or an exit with what is wrong with them.
+    pub(crate) fn read() -> Self {
+        let args = Self::parse();
+        let lists = [
+            ("--weights", args.weights.len()),
+            ("--threads", args.threads.len()),
+            ("--isa", args.isa.len()),
+        ];
+        for (name, n) in lists {
+            if n > 1 && !args.bench {
+                let message = format!("{name} takes several values only with --bench");
+                Self::command()
+                    .error(ErrorKind::TooManyValues, message)
+                    .exit();
+            }
+        }
+        args
+    }
+
+    /// The model's path; only --doctor does without.
+    pub(crate) fn model(&self) -> Option<&Path> {
+        self.model.as_deref()
+    }
+
     pub(crate) fn task(&self) -> Task<'_> {
         if let Some(text) = &self.prompt {
             return Task::Generate(Prompt::Text(text));
@@ -164,6 +222,8 @@ impl Args {
         match &self.perplexity {
             Some(path) => Task::Perplexity(path),
             None if self.plan => Task::Plan,
+            None if self.bench => Task::Bench,
+            None if self.doctor => Task::Doctor,
             None => Task::SelfTest,
         }
     }
@@ -186,22 +246,46 @@ impl Args {
         }
     }
 
-    pub(crate) fn threads(&self) -> usize {
-        let threads = self.threads.unwrap_or_else(cores::default_threads);
-        threads.min(MAX_THREADS)
+    /// What was asked for, if anything.
+    pub(crate) fn given_hold(&self) -> Option<Hold> {
+        self.weights.first().copied()
     }
 
-    pub(crate) const fn load_options(&self) -> LoadOptions {
-        let hold = match self.weights {
-            Weights::Mapped => WeightHold::InPlace,
-            Weights::T5 => WeightHold::Copy(TernaryLayout::T5R16),
-            Weights::T2 => WeightHold::Copy(TernaryLayout::T2R16),
-        };
-        LoadOptions { hold }
+    pub(crate) fn hold(&self) -> Hold {
+        self.given_hold().unwrap_or(Hold::Low)
+    }
+
+    pub(crate) fn bench_holds(&self) -> Vec<Hold> {
+        match &self.weights[..] {
+            [] => vec![Hold::Low, Hold::Fast],
+            holds => holds.to_vec(),
+        }
     }
 
     pub(crate) fn kernels(&self) -> Kernels {
-        self.isa.unwrap_or_else(Kernels::detect)
+        self.isa.first().copied().unwrap_or_else(Kernels::detect)
+    }
+
+    pub(crate) fn bench_kernels(&self) -> Vec<Kernels> {
+        match &self.isa[..] {
+            [] => vec![Kernels::detect()],
+            kernels => kernels.to_vec(),
+        }
+    }
+
+    /// Threads of a run.
+    pub(crate) fn threads(&self) -> usize {
+        let threads = self.threads.first().copied();
+        let threads = threads.unwrap_or_else(cores::default_threads);
+        threads.min(MAX_THREADS)
+    }
+
+    pub(crate) fn bench_threads(&self) -> Vec<usize> {
+        match (&self.threads[..], self.threads()) {
+            ([], 1) => vec![1],
+            ([], all) => vec![1, all],
+            (given, _) => given.to_vec(),
+        }
     }
 
     pub(crate) const fn sampler(&self) -> SamplerConfig {

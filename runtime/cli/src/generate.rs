@@ -13,6 +13,7 @@ use crate::logits_file::LogitsFile;
 use crate::model_file::{Memory, ModelFile, with_session};
 use crate::output;
 use crate::text::{self, TextStream};
+use crate::weights::{Decision, Weights};
 
 /// Why generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,11 +53,15 @@ pub(crate) fn run(args: &Args, file: &ModelFile, prompt: Prompt<'_>) -> Result<(
         Ok((tokenizer, ids))
     })?;
     let session = session_config(args, &archive, ids.len())?;
-    let memory = file.memory(args, &MemoryPlan::new(archive.config(), &session)?)?;
-    let generated = with_session(args, &archive, &session, |session| {
+    let plan = MemoryPlan::new(archive.config(), &session)?;
+    let decision = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let memory = file.memory(&decision, &plan)?;
+    let mut weights = Weights::new(decision.clone(), &archive)?;
+    let model = weights.load(&archive, args.kernels())?;
+    let generated = with_session(&model, &session, |session| {
         generate(args, session, tokenizer.as_ref(), &ids)
     })?;
-    report(args, &ids, &generated, &memory)
+    report(args, &ids, &generated, &memory, &decision)
 }
 
 fn prompt_ids(
@@ -188,7 +193,13 @@ fn emit(args: &Args, all: &mut String, piece: &str) -> Result<()> {
     Ok(())
 }
 
-fn report(args: &Args, prompt: &[u32], generated: &Generated, memory: &Memory) -> Result<()> {
+fn report(
+    args: &Args,
+    prompt: &[u32],
+    generated: &Generated,
+    memory: &Memory,
+    weights: &Decision,
+) -> Result<()> {
     let Generated {
         ids,
         text,
@@ -208,6 +219,8 @@ fn report(args: &Args, prompt: &[u32], generated: &Generated, memory: &Memory) -
             "stop": stop.name(),
             "prefill_tokens_per_s": prefill_rate,
             "decode_tokens_per_s": decode_rate,
+            "weights": weights.name(),
+            "weights_reason": weights.reason,
             "file_bytes": memory.file_bytes,
             "weight_bytes": memory.weight_bytes,
             "kv_bytes": memory.kv_bytes,
@@ -227,9 +240,10 @@ fn report(args: &Args, prompt: &[u32], generated: &Generated, memory: &Memory) -
         ids.len().saturating_sub(1),
     ));
     output::note(format_args!(
-        "memory: file mapped {}, weights copied {}, cache {}, scratch {}",
+        "memory: file mapped {}, weights copied {}{}, cache {}, scratch {}",
         output::bytes(memory.file_bytes),
         output::bytes(memory.weight_bytes),
+        weights.remark(),
         output::bytes(memory.kv_bytes),
         output::bytes(memory.scratch_bytes),
     ));

@@ -2,26 +2,33 @@
 #![deny(unsafe_code)]
 
 mod args;
+mod bandwidth;
+mod bench;
 mod cores;
+mod doctor;
 mod generate;
+mod layout_choice;
 mod logits_file;
+mod machine;
 mod model_file;
 mod output;
 mod perplexity;
 mod plan;
 mod selftest;
 mod text;
+mod timing;
+mod weight_memory;
+mod weights;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
 
 use args::{Args, Task};
 use model_file::ModelFile;
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    match run(&Args::read()) {
         Ok(code) => code,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -32,11 +39,17 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<ExitCode> {
-    let file = ModelFile::open(&args.model)?;
+    let file = args.model().map(ModelFile::open).transpose()?;
+    let done = |()| ExitCode::SUCCESS;
+    let Some(file) = &file else {
+        return doctor::run(args, None).map(done);
+    };
     match args.task() {
-        Task::Plan => plan::print(args, &file).map(|()| ExitCode::SUCCESS),
-        Task::SelfTest => selftest::run(args, &file),
-        Task::Perplexity(text) => perplexity::run(args, &file, text).map(|()| ExitCode::SUCCESS),
-        Task::Generate(prompt) => generate::run(args, &file, prompt).map(|()| ExitCode::SUCCESS),
+        Task::Plan => plan::print(args, file).map(done),
+        Task::SelfTest => selftest::run(args, file),
+        Task::Perplexity(text) => perplexity::run(args, file, text).map(done),
+        Task::Bench => bench::run(args, file).map(done),
+        Task::Doctor => doctor::run(args, Some(file)).map(done),
+        Task::Generate(prompt) => generate::run(args, file, prompt).map(done),
     }
 }

@@ -4,12 +4,10 @@ use std::fs::File;
 use std::path::{Display, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use bitnet_runtime::{
-    AlignedBuffer, Archive, MemoryPlan, Model, Session, SessionConfig, Threads, weight_plan,
-};
+use bitnet_runtime::{AlignedBuffer, Archive, MemoryPlan, Model, Session, SessionConfig, Threads};
 use memmap2::Mmap;
 
-use crate::args::Args;
+use crate::weights::Decision;
 
 /// A mapped file.
 pub(crate) struct ModelFile {
@@ -85,33 +83,28 @@ impl ModelFile {
         })
     }
 
-    /// The sum of what a session of this plan occupies.
-    pub(crate) fn memory(&self, args: &Args, plan: &MemoryPlan) -> Result<Memory> {
-        let config = *self.archive()?.config();
+    /// What a session of this plan occupies.
+    pub(crate) fn memory(&self, weights: &Decision, plan: &MemoryPlan) -> Result<Memory> {
         Ok(Memory {
             file_bytes: self.map.len(),
-            weight_bytes: weight_plan(&config, &args.load_options())?,
+            weight_bytes: weights.bytes(&self.archive()?)?,
             kv_bytes: plan.kv_bytes,
             scratch_bytes: plan.scratch_bytes,
         })
     }
 }
 
-/// Loads the model as the arguments ask and gives `body` a session of that many positions.
+/// Gives `body` a session.
 pub(crate) fn with_session<T>(
-    args: &Args,
-    archive: &Archive<'_>,
+    model: &Model<'_>,
     session: &SessionConfig,
     body: impl FnOnce(&mut Session<'_, '_, '_>) -> Result<T>,
 ) -> Result<T> {
-    let options = args.load_options();
-    let mut weights = AlignedBuffer::zeroed(weight_plan(archive.config(), &options)?);
-    let model = Model::load(archive, &mut weights, &options)?.with_kernels(args.kernels());
     let plan = model.plan(session)?;
     let mut kv = AlignedBuffer::zeroed(plan.kv_bytes);
     let mut scratch = AlignedBuffer::zeroed(plan.scratch_bytes);
     let threads = Threads::new(session.threads);
-    let mut session = Session::new(&model, &mut kv, &mut scratch, session)?;
+    let mut session = Session::new(model, &mut kv, &mut scratch, session)?;
     session.lend(&threads);
     body(&mut session)
 }

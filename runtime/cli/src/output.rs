@@ -56,6 +56,36 @@ pub(crate) fn bytes(n: usize) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// Text in columns, aligned at their right ends.
+pub(crate) struct Table(Vec<Vec<String>>);
+
+impl Table {
+    pub(crate) fn new(head: Vec<String>) -> Self {
+        Self(vec![head])
+    }
+
+    /// A row of as many cells as the head.
+    pub(crate) fn push(&mut self, row: Vec<String>) {
+        assert_eq!(row.len(), self.0[0].len());
+        self.0.push(row);
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = |column: usize| self.0.iter().map(|row| row[column].len()).max();
+        let widths: Vec<_> = (0..self.0[0].len()).filter_map(width).collect();
+        for row in &self.0 {
+            let cells = row.iter().zip(&widths);
+            let line: Vec<_> = cells
+                .map(|(cell, width)| format!("{cell:>width$}"))
+                .collect();
+            writeln!(f, "{}", line.join("  "))?;
+        }
+        Ok(())
+    }
+}
+
 /// Tokens per second, or zero for no time.
 pub(crate) fn rate(tokens: usize, time: std::time::Duration) -> f64 {
     if time.is_zero() {

@@ -13,6 +13,7 @@ use crate::args::Args;
 use crate::model_file::{ModelFile, with_session};
 use crate::output;
 use crate::text;
+use crate::weights::{Decision, Weights};
 
 pub(crate) fn run(args: &Args, file: &ModelFile, path: &Path) -> Result<()> {
     let archive = file.archive()?;
@@ -37,7 +38,10 @@ pub(crate) fn run(args: &Args, file: &ModelFile, path: &Path) -> Result<()> {
     }
     let max_seq_len = args.context.unwrap_or(archive.config().max_seq_len);
     let session = args.session(max_seq_len);
-    let nats = with_session(args, &archive, &session, |session| {
+    let decision = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let mut weights = Weights::new(decision, &archive)?;
+    let model = weights.load(&archive, args.kernels())?;
+    let nats = with_session(&model, &session, |session| {
         let mut nats = 0.0;
         for start in (0..ids.len() - 1).step_by(max_seq_len) {
             let end = (start + max_seq_len).min(ids.len() - 1);

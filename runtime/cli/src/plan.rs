@@ -8,12 +8,15 @@ use bitnet_runtime::MemoryPlan;
 use crate::args::Args;
 use crate::model_file::ModelFile;
 use crate::output;
+use crate::weights::Decision;
 
 pub(crate) fn print(args: &Args, file: &ModelFile) -> Result<()> {
-    let config = *file.archive()?.config();
+    let archive = file.archive()?;
+    let config = *archive.config();
     let session = args.session(args.context.unwrap_or(config.max_seq_len));
     let plan = MemoryPlan::new(&config, &session)?;
-    let memory = file.memory(args, &plan)?;
+    let weights = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let memory = file.memory(&weights, &plan)?;
     let total = memory.weight_bytes + memory.kv_bytes + memory.scratch_bytes;
     let mut out = output::stdout();
     if args.json {
@@ -23,6 +26,8 @@ pub(crate) fn print(args: &Args, file: &ModelFile) -> Result<()> {
             "threads": session.threads,
             "kv": session.kv.name(),
             "parameters": config.parameter_count(),
+            "weights": weights.name(),
+            "weights_reason": weights.reason,
             "file_bytes": memory.file_bytes,
             "weight_bytes": memory.weight_bytes,
             "kv_bytes": memory.kv_bytes,
@@ -36,7 +41,12 @@ pub(crate) fn print(args: &Args, file: &ModelFile) -> Result<()> {
     writeln!(out, "context        {:>14} positions", session.max_seq_len)?;
     writeln!(out, "threads        {:>14}", session.threads)?;
     writeln!(out, "file, mapped   {:>14} bytes", memory.file_bytes)?;
-    writeln!(out, "weights copied {:>14} bytes", memory.weight_bytes)?;
+    writeln!(
+        out,
+        "weights copied {:>14} bytes{}",
+        memory.weight_bytes,
+        weights.remark()
+    )?;
     writeln!(
         out,
         "cache          {:>14} bytes ({})",

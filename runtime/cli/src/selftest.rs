@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use bitnet_formats::metadata::SelfTest;
-use bitnet_runtime::{Archive, LogitsHash, SessionConfig};
+use bitnet_runtime::{LogitsHash, Model, SessionConfig};
 
 use crate::args::Args;
 use crate::model_file::{ModelFile, with_session};
 use crate::output;
+use crate::weights::{Decision, Weights};
 
 pub(crate) fn run(args: &Args, file: &ModelFile) -> Result<ExitCode> {
     let archive = file.archive()?;
@@ -21,11 +22,14 @@ pub(crate) fn run(args: &Args, file: &ModelFile) -> Result<ExitCode> {
             file.name()
         );
     }
+    let decision = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let mut weights = Weights::new(decision, &archive)?;
+    let model = weights.load(&archive, args.kernels())?;
     // Besides each case's own hash, one over the logits of all cases.
     let mut all = LogitsHash::new();
     let hashes = cases
         .iter()
-        .map(|case| replay(args, &archive, case, &mut all))
+        .map(|case| replay(args, &model, case, &mut all))
         .collect::<Result<Vec<_>>>()?;
     let ok = cases
         .iter()
@@ -41,7 +45,7 @@ pub(crate) fn run(args: &Args, file: &ModelFile) -> Result<ExitCode> {
 
 fn replay(
     args: &Args,
-    archive: &Archive<'_>,
+    model: &Model<'_>,
     case: &SelfTest<'_>,
     all: &mut LogitsHash,
 ) -> Result<u64> {
@@ -50,7 +54,7 @@ fn replay(
         kv: case.kv,
         ..args.session(ids.len())
     };
-    with_session(args, archive, &session, |session| {
+    with_session(model, &session, |session| {
         let mut hash = LogitsHash::new();
         session.score(&ids, |_, logits| {
             hash.update(logits);

@@ -36,6 +36,12 @@ fn nonsense_exits_with_two() {
         &["m.btn", "--ids", "1", "--min-p", "x"],
         &["m.btn", "--ids", "1", "--kv", "int8"],
         &["m.btn", "--ids", "1", "--weights", "t6"],
+        &["m.btn", "--ids", "1", "--weights", "low,t2"],
+        &["m.btn", "--ids", "1", "--isa", "scalar,portable"],
+        &["m.btn", "--ids", "1", "--threads", "1,2"],
+        &["m.btn", "--ids", "1", "--repetitions", "2"],
+        &["m.btn", "--bench", "--repetitions", "0"],
+        &["--bench"],
         &["m.btn", "--plan", "--logits", "l.safetensors"],
         &["m.btn", "--selftest", "--logits", "l.safetensors"],
     ];
@@ -75,7 +81,7 @@ fn a_plan_is_readable() {
 #[test]
 fn a_plan_is_what_the_library_asks_for() {
     let copies = [
-        ("mapped", WeightHold::InPlace),
+        ("low", WeightHold::InPlace),
         ("t5", WeightHold::Copy(TernaryLayout::T5R16)),
         ("t2", WeightHold::Copy(TernaryLayout::T2R16)),
     ];
@@ -126,6 +132,8 @@ fn a_plan_is_what_the_library_asks_for() {
                         "prefill_batch": prefill_batch,
                         "threads": threads,
                         "kv": kv_name,
+                        "weights": hold_name,
+                        "weights_reason": null,
                         "file_bytes": model.len(),
                         "weight_bytes": weights,
                         "kv_bytes": plan.kv_bytes,
@@ -153,6 +161,27 @@ fn a_run_uses_what_the_plan_says() {
         assert!(plan[field].as_u64().unwrap() > 0, "{field}");
         assert_eq!(plan[field], run[field], "{field}");
     }
+}
+
+/// `fast` is one of the copies, and says why.
+#[test]
+fn fast_weights_are_a_copy() {
+    let config = grouped();
+    let place = Place::with(&mute(&config));
+    let plan = |weights: &str| {
+        place
+            .run(&["m.btn", "--plan", "--json", "--weights", weights])
+            .json()
+    };
+    let fast = plan("fast");
+    let reason = fast["weights_reason"].as_str().unwrap();
+    assert!(reason.starts_with("measured: t2 takes "), "{reason}");
+    let copy = plan(fast["weights"].as_str().unwrap());
+    assert!(fast["weight_bytes"].as_u64().unwrap() > 0);
+    assert_eq!(fast["weight_bytes"], copy["weight_bytes"]);
+    let args = ["m.btn", "--ids", "1", "--weights", "fast"];
+    let stderr = place.run(&args).stderr;
+    assert!(stderr.contains("; measured: t2 takes "), "{stderr}");
 }
 
 /// A chunk cannot be longer than the context, so a huge one costs no more memory than that.

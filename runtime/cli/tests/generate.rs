@@ -2,7 +2,7 @@
 
 mod util;
 
-use bitnet_runtime::argmax;
+use bitnet_runtime::{Kernels, argmax};
 use bitnet_tests::{Run, with_session};
 use safetensors::SafeTensors;
 use util::{BOS, Place, grouped, latent, mute, reciting, speaking};
@@ -242,8 +242,9 @@ fn weights_kernels_and_chunks_do_not_change_a_bit() {
             (ids, place.read("l.safetensors"))
         };
         let expected = run(&[]);
-        for weights in ["mapped", "t5", "t2"] {
-            for isa in ["scalar", "portable"] {
+        for weights in ["low", "mapped", "fast", "t5", "t2"] {
+            for kernels in Kernels::available() {
+                let isa = kernels.isa().name();
                 for batch in ["1", "3"] {
                     let options = ["--weights", weights, "--isa", isa, "--prefill-batch", batch];
                     assert!(run(&options) == expected, "{options:?}");

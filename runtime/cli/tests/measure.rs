@@ -4,6 +4,7 @@ mod util;
 
 use bitnet_formats::metadata::push_self_test;
 use bitnet_formats::{KvType, ModelConfig, SectionKind};
+use bitnet_runtime::Kernels;
 use bitnet_tests::synthetic::{Storage, model_with};
 use bitnet_tests::{Run, logits_hash, with_session};
 use util::{Place, grouped, latent, mute, speaking};
@@ -35,7 +36,8 @@ fn a_self_test_passes_on_every_kernel_and_layout() {
     for (config, caches) in cases {
         let place = Place::with(&tested(&config, caches, 0));
         let mut all = Vec::new();
-        for isa in ["scalar", "portable"] {
+        for kernels in Kernels::available() {
+            let isa = kernels.isa().name();
             for options in [&["--weights", "t2"][..], &["--prefill-batch", "2"]] {
                 let args = [&["m.btn", "--selftest", "--json", "--isa", isa], options].concat();
                 let found = place.run(&args).json();

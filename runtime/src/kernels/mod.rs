@@ -24,6 +24,7 @@ mod dsp;
 mod float;
 #[deny(unsafe_code)]
 mod portable;
+mod read;
 #[deny(unsafe_code)]
 mod scalar;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]

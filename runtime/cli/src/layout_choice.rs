@@ -1,0 +1,175 @@
+//! `--weights fast`: the layout to copy to, by a short measurement.
+//!
+//! T2 needs a quarter more memory than T5 and less work. Which is faster depends on the machine: on
+//! its cores, on how many of them share the memory, and on whether the weights stay in a cache. So
+//! the first matrices of the model are held in both layouts and multiplied, as often as it takes.
+//! The result of a run does not depend on the choice.
+
+use TernaryLayout::{T2R16, T5R16};
+use anyhow::Result;
+use bitnet_formats::ternary::GROUP_ROWS;
+use bitnet_runtime::kernels::{Activations, CODE_PADDING, Store, TernaryGemm};
+use bitnet_runtime::{
+    Archive, Kernels, LoadOptions, TensorClass, TernaryLayout, TernaryView, WeightHold, repack,
+    weight_plan,
+};
+
+use crate::timing::{Samples, together};
+use crate::weight_memory::WeightMemory;
+use crate::{machine, output};
+
+/// T5 bytes of the matrices that are tried.
+const SAMPLE_BYTES: usize = 8 << 20;
+/// How often each layout is timed.
+const REPETITIONS: usize = 5;
+/// T2 must save at least this share of the time: it takes a quarter more memory.
+const WORTHWHILE: f64 = 0.05;
+/// What is read between timings, at most, so that the sample comes from memory.
+const MOST_EVICTED: usize = 128 << 20;
+/// Where the system does not tell the size of the largest cache.
+const USUAL_CACHE: usize = 32 << 20;
+
+/// Where weights go, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    pub(crate) hold: WeightHold,
+    pub(crate) reason: String,
+}
+
+/// Chooses for a run of these kernels on some threads.
+pub(crate) fn choose(archive: &Archive<'_>, kernels: Kernels, threads: usize) -> Result<Choice> {
+    let bytes = |layout| {
+        let hold = WeightHold::Copy(layout);
+        weight_plan(archive.config(), &LoadOptions { hold })
+    };
+    let room = machine::available_memory().map_or(usize::MAX, |bytes| bytes / 4 * 3);
+    if let Some(choice) = without_room(bytes(T5R16)?, bytes(T2R16)?, room) {
+        return Ok(choice);
+    }
+    let [t5, t2] = measure(archive, kernels, threads)?;
+    let faster = match t2 < t5 * (1.0 - WORTHWHILE) {
+        true => T2R16,
+        false => T5R16,
+    };
+    Ok(Choice {
+        hold: WeightHold::Copy(faster),
+        reason: format!("measured: t2 takes {:.2} of the time of t5", t2 / t5),
+    })
+}
+
+/// What remains where memory is short: the file itself, or the smaller copy.
+fn without_room(t5_bytes: usize, t2_bytes: usize, room: usize) -> Option<Choice> {
+    let (hold, needed) = match room {
+        _ if t5_bytes > room => (WeightHold::InPlace, t5_bytes),
+        _ if t2_bytes > room => (WeightHold::Copy(T5R16), t2_bytes),
+        _ => return None,
+    };
+    let (needed, room) = (output::bytes(needed), output::bytes(room));
+    Some(Choice {
+        hold,
+        reason: format!("more would need {needed}, and {room} can be spared"),
+    })
+}
+
+/// Median seconds of the first matrices in T5 and in T2.
+fn measure(archive: &Archive<'_>, kernels: Kernels, threads: usize) -> Result<[f64; 2]> {
+    let matrices = sample(archive);
+    let mut t5 = packed(&matrices, T5R16)?;
+    let mut t2 = packed(&matrices, T2R16)?;
+    let t5 = views(&matrices, T5R16, &mut t5);
+    let t2 = views(&matrices, T2R16, &mut t2);
+    let others = evicting(archive);
+    let mut samples = [Samples::default(), Samples::default()];
+    for _ in 0..REPETITIONS {
+        for (matrices, samples) in [&t5, &t2].into_iter().zip(&mut samples) {
+            std::hint::black_box(kernels.read(others, 0));
+            samples.push(multiply(matrices, kernels, threads));
+        }
+    }
+    Ok(samples.map(|samples| samples.median()))
+}
+
+/// The first matrices of the file.
+fn sample<'w>(archive: &Archive<'w>) -> Vec<TernaryView<'w>> {
+    let mut bytes = 0;
+    let specs = archive.config().tensors();
+    let ternary = specs.filter(|spec| spec.role.class() == TensorClass::Ternary);
+    let views = ternary.filter_map(|spec| archive.ternary(spec.role, spec.layer));
+    let few = views.take_while(|view| {
+        let enough = bytes >= SAMPLE_BYTES;
+        bytes += view.bytes().len();
+        !enough
+    });
+    few.collect()
+}
+
+/// Memory for some matrices in a layout.
+fn packed(matrices: &[TernaryView<'_>], layout: TernaryLayout) -> Result<WeightMemory> {
+    let bytes = matrices.iter().map(|m| layout.packed_bytes(m.rows, m.cols));
+    WeightMemory::zeroed(bytes.sum::<u64>() as usize)
+}
+
+/// The matrices in a layout, packed into that memory.
+fn views<'m>(
+    matrices: &[TernaryView<'_>],
+    layout: TernaryLayout,
+    mut memory: &'m mut [u8],
+) -> Vec<TernaryView<'m>> {
+    let pack = |from: &TernaryView<'_>| {
+        let shape = (from.rows, from.cols);
+        let bytes = layout.packed_bytes(shape.0, shape.1) as usize;
+        let (to, rest) = std::mem::take(&mut memory).split_at_mut(bytes);
+        memory = rest;
+        repack(from, layout, to);
+        TernaryView::new(layout, shape, from.scale, to).expect("packed to fit")
+    };
+    matrices.iter().map(pack).collect()
+}
+
+/// Memory that, read through, leaves nothing else in the caches; none if the model stays there.
+fn evicting<'w>(archive: &Archive<'w>) -> &'w [u8] {
+    let file = archive.bytes();
+    let cache = machine::last_level_cache().unwrap_or(USUAL_CACHE);
+    if file.len() < cache {
+        return &[];
+    }
+    &file[..file.len().min(2 * cache).min(MOST_EVICTED)]
+}
+
+/// Seconds to multiply all matrices by one token.
+fn multiply(matrices: &[TernaryView<'_>], kernels: Kernels, threads: usize) -> f64 {
+    let widest = matrices.iter().map(|m| m.cols).max().unwrap_or(1);
+    let tallest = matrices.iter().map(|m| m.rows).max().unwrap_or(1);
+    let stride = widest.next_multiple_of(CODE_PADDING);
+    let codes: Vec<i8> = (0..stride).map(|i| (i * 37 % 251) as u8 as i8).collect();
+    together(threads, |thread| {
+        let mut out = vec![0.0; tallest.next_multiple_of(GROUP_ROWS)];
+        for weights in matrices {
+            let cut = |thread| weights.n_groups() * thread / threads;
+            let job = TernaryGemm {
+                weights: *weights,
+                groups: cut(thread)..cut(thread + 1),
+                activations: Activations::new(&codes, stride),
+                factors: &[1.0],
+                store: Store::Set,
+            };
+            kernels.ternary_gemm(&job, &mut out[..weights.rows]);
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_memory_decides() {
+        let hold = |room| without_room(1_600, 2_000, room).map(|choice| choice.hold);
+        assert_eq!(hold(2_000), None);
+        assert_eq!(hold(1_999), Some(WeightHold::Copy(T5R16)));
+        assert_eq!(hold(1_600), Some(WeightHold::Copy(T5R16)));
+        assert_eq!(hold(1_599), Some(WeightHold::InPlace));
+        let reason = without_room(1_600, 2_000, 1_024).unwrap().reason;
+        assert_eq!(reason, "more would need 1.6 KiB, and 1.0 KiB can be spared");
+    }
+}
