@@ -41,7 +41,7 @@ const HUGE: f32 = 1e37;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CoarseHead<'w> {
     pub(crate) codes: CoarseRows<'w>,
-    /// Of each row: its scale, `|p|` and `|4 q|`, the norms rounded up.
+    /// Of each row: its scale, `|p|` and `|4 q|`, the norms rounded up. Padded by a group.
     scales: &'w [f32],
     fine: &'w [f32],
     coarse: &'w [f32],
@@ -60,8 +60,13 @@ pub(crate) fn plan(config: &ModelConfig) -> Result<usize, RunError> {
 /// Bytes of the codes and of the bounds.
 fn regions(rows: usize, cols: usize) -> Option<[usize; 2]> {
     let codes = rows.checked_mul(row_lines(cols) * LINE_BYTES)?;
-    let bounds = rows.checked_mul(3 * size_of::<f32>())?;
+    let bounds = bound_floats(rows).checked_mul(3 * size_of::<f32>())?;
     Some([codes, bounds])
+}
+
+/// Floats of each kind of bound: whole groups can be read from any row on.
+const fn bound_floats(rows: usize) -> usize {
+    rows.saturating_add(GROUP_ROWS)
 }
 
 impl<'w> CoarseHead<'w> {
@@ -77,7 +82,7 @@ impl<'w> CoarseHead<'w> {
         let [codes_bytes, _] = regions(head.rows, head.cols).ok_or(RunError::TooLarge)?;
         let (codes, bounds) = buffer.split_at_mut(codes_bytes);
         let bounds = <[f32]>::mut_from_bytes(bounds).expect("regions are aligned and whole");
-        let [scales, fine, coarse] = split(bounds, [head.rows; 3]);
+        let [scales, fine, coarse] = split(bounds, [bound_floats(head.rows); 3]);
         let lines = codes.as_chunks_mut().0;
         for (r, lines) in lines.chunks_exact_mut(row_lines(head.cols)).enumerate() {
             if let Row::I8(row, scale) = head.row(r) {
@@ -104,64 +109,59 @@ impl<'w> CoarseHead<'w> {
     pub(crate) fn cut(&self, hidden: &[i16], inverse: f32, logits: &[f32]) -> Cut {
         let all = Cut::new(hidden, inverse);
         let best = argmax(logits) as usize;
-        let [error] = self.errors(best, &all, &[logits[best]]);
-        let least = logits[best] - error;
+        let mut group = [0.0; GROUP_ROWS];
+        group[0] = logits[best];
+        let least = logits[best] - self.errors(best, &all, &group)[0];
         Cut { least, ..all }
     }
 
     /// Makes logits of coarse ones, from row `first` on: those that may be the largest by `compute`,
-    /// the others negative infinity.
+    /// the others negative infinity. `expect` is told of a row before it is computed, and of the next
+    /// one as well: rows that stay lie far apart, and memory should be asked for early.
     pub(crate) fn finish(
         &self,
         first: usize,
         cut: &Cut,
         logits: &mut [f32],
+        expect: impl Fn(usize),
         compute: impl Fn(usize, &mut [f32]) -> Result<(), RunError>,
     ) -> Result<(), RunError> {
-        let (groups, rest) = logits.as_chunks_mut::<GROUP_ROWS>();
-        let rest_first = first + groups.len() * GROUP_ROWS;
-        for (first, group) in (first..).step_by(GROUP_ROWS).zip(groups) {
-            self.finish_group(first, cut, group, &compute)?;
+        let mut waiting: Option<usize> = None;
+        for start in (0..logits.len()).step_by(GROUP_ROWS) {
+            let n = GROUP_ROWS.min(logits.len() - start);
+            let stays = self.may_be_best(first + start, cut, &logits[start..start + n]);
+            logits[start..start + n].fill(f32::NEG_INFINITY);
+            for at in (start..start + n).filter(|at| stays >> (at - start) & 1 == 1) {
+                expect(first + at);
+                if let Some(at) = waiting.replace(at) {
+                    compute(first + at, &mut logits[at..=at])?;
+                }
+            }
         }
-        let mut rest = (rest_first..).zip(rest.as_chunks_mut::<1>().0);
-        rest.try_for_each(|(row, logit)| self.finish_group(row, cut, logit, &compute))
+        waiting.map_or(Ok(()), |at| compute(first + at, &mut logits[at..=at]))
     }
 
-    #[inline(always)]
-    fn finish_group<const N: usize>(
-        &self,
-        first: usize,
-        cut: &Cut,
-        logits: &mut [f32; N],
-        compute: impl Fn(usize, &mut [f32]) -> Result<(), RunError>,
-    ) -> Result<(), RunError> {
-        let stays = self.may_be_best(first, cut, logits);
-        *logits = [f32::NEG_INFINITY; N];
-        let rows = (first..).zip(logits.chunks_exact_mut(1)).zip(stays);
-        let mut staying = rows.filter(|(_, stays)| *stays);
-        staying.try_for_each(|((row, logit), _)| compute(row, logit))
-    }
-
-    /// Which of some rows, from `first` on, may have the largest logit, given the coarse ones.
+    /// Which of up to sixteen rows from `first` on may have the largest logit, given the coarse ones:
+    /// a bit each.
     #[inline]
-    pub(crate) fn may_be_best<const N: usize>(
-        &self,
-        first: usize,
-        cut: &Cut,
-        logits: &[f32; N],
-    ) -> [bool; N] {
-        let errors = self.errors(first, cut, logits);
-        core::array::from_fn(|i| {
-            let (logit, error) = (logits[i], errors[i]);
+    fn may_be_best(&self, first: usize, cut: &Cut, logits: &[f32]) -> u16 {
+        let mut group = [0.0; GROUP_ROWS];
+        group[..logits.len()].copy_from_slice(logits);
+        let errors = self.errors(first, cut, &group);
+        let rows = group.iter().zip(errors).enumerate().take(logits.len());
+        rows.fold(0, |stays, (i, (logit, error))| {
             // What is not a number is computed too: it is an error, and must become one.
-            !(logit + error < cut.least && logit.abs() + error < HUGE)
+            let is_out = logit + error < cut.least && logit.abs() + error < HUGE;
+            stays | u16::from(!is_out) << i
         })
     }
 
     /// How far logits are from the coarse ones, at most.
     #[inline(always)]
-    fn errors<const N: usize>(&self, first: usize, cut: &Cut, logits: &[f32; N]) -> [f32; N] {
-        let part = |of: &'w [f32]| of[first..].first_chunk::<N>().expect("rows of the head");
+    fn errors(&self, first: usize, cut: &Cut, logits: &[f32; GROUP_ROWS]) -> [f32; GROUP_ROWS] {
+        let part = |of: &'w [f32]| -> &'w [f32; GROUP_ROWS] {
+            of[first..].first_chunk().expect("rows and padding")
+        };
         let [scales, fine, coarse] = [self.scales, self.fine, self.coarse].map(part);
         core::array::from_fn(|i| {
             let norms = fine[i] * cut.hidden + coarse[i] * cut.low;
@@ -255,7 +255,9 @@ mod tests {
                 .iter()
                 .fold(0.0f32, |max, logit| max.max(logit.abs()));
             for (row, (logit, near)) in logits.iter().zip(&coarse_logits).enumerate() {
-                let [error] = coarse.errors(row, &cut, &[*near]);
+                let mut group = [0.0; GROUP_ROWS];
+                group[0] = *near;
+                let error = coarse.errors(row, &cut, &group)[0];
                 assert!((logit - near).abs() <= error, "row {row} of {cols} columns");
                 assert!(error < spread, "row {row} of {cols} columns: {error}");
             }

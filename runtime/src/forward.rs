@@ -8,7 +8,9 @@ use core::ops::Range;
 
 use bitnet_formats::quant::{linear_factor, quantize_hidden};
 use bitnet_formats::ternary::GROUP_ROWS;
-use bitnet_formats::{Attention, Dtype, ModelConfig, Output, RopePairing, TernaryView, VectorView};
+use bitnet_formats::{
+    Attention, Dtype, ModelConfig, Output, RopePairing, Row, TernaryView, VectorView,
+};
 
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -505,13 +507,18 @@ impl<'a> Forward<'a, '_> {
             let finite = bitnet_formats::quant::absmax(logits).map(|_| ());
             finite.map_err(at_layer(config.n_layers))
         };
+        let expect = |row| {
+            if let Row::I8(codes, _) = matrix.row(row) {
+                kernels.prefetch(codes);
+            }
+        };
         let logits = Rows::new(scratch.logits, GROUP_ROWS);
         self.workers
             .run(units, logits, &mut scratch.spaces, |units, logits, _| {
                 let (first, logits) = (units.start * GROUP_ROWS, logits.all());
                 match &cut {
                     None => compute(first, logits),
-                    Some((head, cut)) => head.finish(first, cut, logits, compute),
+                    Some((head, cut)) => head.finish(first, cut, logits, expect, compute),
                 }
             })
     }

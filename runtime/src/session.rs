@@ -200,7 +200,8 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
         self.read(ids, Want::Last)
     }
 
-    /// Reads tokens, in chunks, and returns the logits that are wanted of the last.
+    /// Reads tokens, in chunks, and returns the logits that are wanted of the last; if none are,
+    /// their content is unspecified.
     ///
     /// # Errors
     ///

@@ -362,6 +362,17 @@ impl Kernels {
         unsafe { (self.head)(matrix, rows, input, out) };
     }
 
+    /// Asks for memory that will be read soon, where the machine can be asked.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, bytes: &[u8]) {
+        #[cfg(target_arch = "x86_64")]
+        for line in bytes.chunks(64) {
+            x86::prefetch(line.as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = bytes;
+    }
+
     /// Rows of coarse codes times a vector: exact integers, rounded to f32 once.
     ///
     /// # Panics
