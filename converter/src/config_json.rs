@@ -207,6 +207,7 @@ fn read_model(config: &Value, detected: Detected) -> Result<ModelConfig> {
         weight_scale: detected.weights.weight_scale(),
         qk_latent_dim: None,
         output,
+        pruned_ffn: false,
     })
 }
 
@@ -265,6 +266,7 @@ fn read_bitnet700(config: &Value) -> Result<ModelConfig> {
         weight_scale: WeightScale::Divide,
         qk_latent_dim: Some(size(config, "latent_dim")?),
         output: Output::TernaryLogits,
+        pruned_ffn: false,
     })
 }
 

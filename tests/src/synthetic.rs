@@ -72,6 +72,7 @@ pub fn random_config(random: &mut Random) -> ModelConfig {
         weight_scale: random.pick(&[WeightScale::Multiply, WeightScale::Divide]),
         qk_latent_dim: None,
         output: Output::Logits,
+        pruned_ffn: false,
     };
     match config.attention {
         Attention::Grouped { head_dim, .. } if random.below(2) == 0 => {
