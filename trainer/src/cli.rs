@@ -49,8 +49,8 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct DataArgs {
-    /// Text in UTF-8: files, quoted patterns such as 'books/**/*.txt', JSON Lines (.jsonl, .ndjson),
-    /// - for standard input; or, alone, a folder that prepare wrote. A file is one document, and so is
+    /// Text in UTF-8: files, quoted patterns such as 'books/**/*.txt', JSON Lines (.jsonl, .ndjson), or
+    /// standard input as "-"; or, alone, a folder that prepare wrote. A file is one document, and so is
     /// a line of JSON. What is no text, is named and empty, or changes while it is read is an error;
     /// other empty documents are left out.
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
