@@ -1,4 +1,6 @@
-//! What kind of machine a small target is.
+//! What kind of machine an Arm or small target is.
+//!
+//! `neon` is a little-endian AArch64 with vectors, which is nearly every one.
 //!
 //! `small_core` is a machine with 32-bit registers and, as far as this project uses it, no vectors.
 //! `arm_dsp` is one of those with the DSP instructions of Arm. Stable compilers keep the target
@@ -20,7 +22,7 @@ const VECTOR_CORES: [&str; 3] = ["cortex-m52", "cortex-m55", "cortex-m85"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rustc-check-cfg=cfg(small_core, arm_dsp)");
+    println!("cargo::rustc-check-cfg=cfg(small_core, arm_dsp, neon)");
     let arch = var("CARGO_CFG_TARGET_ARCH");
     if arch == "arm" || arch == "riscv32" {
         println!("cargo::rustc-cfg=small_core");
@@ -28,6 +30,15 @@ fn main() {
     if arch == "arm" {
         arm();
     }
+    if arch == "aarch64" && little_endian_neon() {
+        println!("cargo::rustc-cfg=neon");
+    }
+}
+
+fn little_endian_neon() -> bool {
+    let features = var("CARGO_CFG_TARGET_FEATURE");
+    let listed = features.split(',').any(|feature| feature == "neon");
+    listed && var("CARGO_CFG_TARGET_ENDIAN") == "little"
 }
 
 fn arm() {

@@ -22,6 +22,7 @@ check="$(basename "$0" .sh)"
 # Where cargo writes, and what is kept from one run to the next.
 target_dir="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
 cache="$target_dir/cross"
+mkdir -p "$cache"
 # More arguments for cargo; rust_target sets them.
 build_std=()
 missing_tools=()

@@ -8,6 +8,8 @@
 //! of a set cannot be reached but through its table. With `std` the machine is asked; without, the
 //! features the crate was compiled for decide, as they always do for wasm.
 
+#[cfg(neon)]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -18,10 +20,16 @@ mod avx512vbmi;
 mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
+#[cfg(neon)]
+mod dotprod;
 #[cfg(arm_dsp)]
 mod dsp;
 #[deny(unsafe_code)]
 mod float;
+#[cfg(neon)]
+mod i8mm;
+#[cfg(neon)]
+mod neon;
 #[deny(unsafe_code)]
 mod portable;
 mod read;
@@ -36,6 +44,7 @@ mod swar;
 #[cfg(test)]
 mod tests;
 #[cfg(any(
+    neon,
     target_arch = "x86_64",
     all(target_arch = "wasm32", target_feature = "simd128")
 ))]
@@ -52,8 +61,12 @@ use bitnet_formats::quant::NonFinite;
 use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_formats::{Activation, MatrixView, TernaryView, VectorView};
 
+#[cfg(neon)]
+use aarch64::prefetch;
 pub(crate) use stripes::{HeadRows, HeadShape};
 pub use stripes::{Output, Stripes};
+#[cfg(target_arch = "x86_64")]
+use x86::prefetch;
 
 /// A set of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,13 +88,19 @@ pub enum Isa {
     Avx512Vnni,
     /// x86-64 with AVX-512 BW, VNNI and VBMI.
     Avx512Vbmi,
+    /// AArch64 with NEON, which is nearly all there is.
+    Neon,
+    /// AArch64 with the byte dot product.
+    DotProd,
+    /// AArch64 with the byte dot product and the int8 matrix product.
+    I8mm,
     /// WebAssembly with its 128-bit vectors.
     Simd128,
 }
 
 impl Isa {
     /// Every set, slowest first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Scalar,
         Self::Portable,
         Self::Swar,
@@ -90,6 +109,9 @@ impl Isa {
         Self::AvxVnni,
         Self::Avx512Vnni,
         Self::Avx512Vbmi,
+        Self::Neon,
+        Self::DotProd,
+        Self::I8mm,
         Self::Simd128,
     ];
 
@@ -105,6 +127,9 @@ impl Isa {
             Self::AvxVnni => "avxvnni",
             Self::Avx512Vnni => "avx512vnni",
             Self::Avx512Vbmi => "avx512vbmi",
+            Self::Neon => "neon",
+            Self::DotProd => "dotprod",
+            Self::I8mm => "i8mm",
             Self::Simd128 => "simd128",
         }
     }
@@ -269,6 +294,12 @@ impl Kernels {
             Isa::Avx512Vnni => avx512vnni::kernels(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vbmi => avx512vbmi::kernels(),
+            #[cfg(neon)]
+            Isa::Neon => neon::kernels(),
+            #[cfg(neon)]
+            Isa::DotProd => dotprod::kernels(),
+            #[cfg(neon)]
+            Isa::I8mm => i8mm::kernels(),
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Isa::Simd128 => Some(simd128::KERNELS),
             #[allow(unreachable_patterns, reason = "not all sets are of one machine")]
@@ -506,6 +537,11 @@ impl Kernels {
 /// Bytes at the start of an array that [`CacheRows::prefetch`] asks for.
 const PREFETCH_BYTES: usize = 2_048;
 
+/// Asks for the line at an address, which these machines leave to themselves.
+#[cfg(not(any(neon, target_arch = "x86_64")))]
+#[inline(always)]
+const fn prefetch(_at: *const i8) {}
+
 /// Number of rows of an array.
 fn rows_of(len: usize, width: usize) -> usize {
     assert!(width > 0 && len.is_multiple_of(width));
@@ -515,15 +551,12 @@ fn rows_of(len: usize, width: usize) -> usize {
 impl CacheRows<'_> {
     /// Asks for the first rows: they will be read soon, and nothing before them tells the machine.
     pub(crate) fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let (start, bytes) = match self {
-                Self::F32(rows) => (rows.as_ptr().cast::<i8>(), size_of_val(*rows)),
-                Self::F16(rows) => (rows.as_ptr().cast(), size_of_val(*rows)),
-            };
-            for offset in (0..bytes.min(PREFETCH_BYTES)).step_by(64) {
-                x86::prefetch(start.wrapping_add(offset));
-            }
+        let (start, bytes) = match self {
+            Self::F32(rows) => (rows.as_ptr().cast::<i8>(), size_of_val(*rows)),
+            Self::F16(rows) => (rows.as_ptr().cast(), size_of_val(*rows)),
+        };
+        for offset in (0..bytes.min(PREFETCH_BYTES)).step_by(64) {
+            prefetch(start.wrapping_add(offset));
         }
     }
 
