@@ -24,6 +24,7 @@ mod avxvnni;
 mod dotprod;
 #[cfg(arm_dsp)]
 mod dsp;
+#[cfg(vectors)]
 #[deny(unsafe_code)]
 mod float;
 #[cfg(neon)]
@@ -43,11 +44,7 @@ mod stripes;
 mod swar;
 #[cfg(test)]
 mod tests;
-#[cfg(any(
-    neon,
-    target_arch = "x86_64",
-    all(target_arch = "wasm32", target_feature = "simd128")
-))]
+#[cfg(vectors)]
 mod walk;
 #[cfg(any(small_core, all(test, target_arch = "x86_64")))]
 #[deny(unsafe_code)]
@@ -242,7 +239,25 @@ pub struct Kernels {
     ternary_gemm: unsafe fn(&TernaryGemm<'_>, out: &mut Output<'_>),
     ternary_f32: unsafe fn(&TernaryView<'_>, Range<usize>, x: &[f32], out: &mut [f32]),
     head: unsafe fn(&MatrixView<'_>, Range<usize>, HeadInput<'_>, out: &mut [f32]),
-    float: float::FloatKernels,
+    float: FloatKernels,
+}
+
+type RmsNorm = unsafe fn(&[f32], &VectorView<'_>, f32, &mut [f32]) -> Result<(), NonFinite>;
+
+type ScoresOf = unsafe fn(&[&[f32]], CacheRows<'_>, f32, &mut [f32], usize);
+
+/// The functions of a set on floats; [`Kernels`] has a method for each.
+#[derive(Clone, Copy)]
+struct FloatKernels {
+    rms_norm: RmsNorm,
+    quantize: unsafe fn(&[f32], &mut [i8]) -> Result<f32, NonFinite>,
+    softmax: unsafe fn(&mut [f32]),
+    gated: unsafe fn(Activation, &mut [f32], &[f32]),
+    narrow: unsafe fn(&[f32], &mut [u16]),
+    scores_of: ScoresOf,
+    add_mixes: unsafe fn(CacheRows<'_>, &[f32], usize, &mut [f32], usize),
+    latent_scores: unsafe fn([&[f32]; 2], &Latents<'_>, f32, &mut [f32]),
+    latent_mix: unsafe fn(&Latents<'_>, &[f32], &mut [f32]),
 }
 
 impl core::fmt::Debug for Kernels {
