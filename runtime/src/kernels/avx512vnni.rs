@@ -10,10 +10,10 @@ use core::ops::Range;
 
 use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 
-use super::float::{FloatKernels, float_kernels};
+use super::float::float_kernels;
 use super::walk::{self, Line, Panel, Sums, Tile, lane, with_count};
 use super::x86::{self, prefetch_after, prefetch_ahead};
-use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
+use super::{FloatKernels, HeadInput, Isa, Kernels, Output, TernaryGemm};
 use super::{avx2, avx512attention, x86coarse};
 
 /// The set, where the machine has it.

@@ -91,11 +91,15 @@ fn check_gemm(codes: &[i8], tokens: &[i8], cols: usize, store: Store) {
 /// machine is known beforehand, `KERNEL_SETS` names what it must have.
 #[test]
 fn every_set_of_this_machine_runs() {
+    #[cfg(target_arch = "aarch64")]
+    use std::arch::is_aarch64_feature_detected as detected;
     #[cfg(target_arch = "x86_64")]
+    use std::arch::is_x86_feature_detected as detected;
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
     macro_rules! has {
         ($($feature:tt)+) => {
             if cfg!(feature = "std") {
-                $(is_x86_feature_detected!($feature))&&+
+                $(detected!($feature))&&+
             } else {
                 $(cfg!(target_feature = $feature))&&+
             }
@@ -121,6 +125,14 @@ fn every_set_of_this_machine_runs() {
             "avx512vbmi",
             has!("avx512bw" "avx512vl" "avx512vnni" "avx512vbmi"),
         ),
+    ] {
+        expected.extend(found.then_some(name));
+    }
+    #[cfg(target_arch = "aarch64")]
+    for (name, found) in [
+        ("neon", has!("neon")),
+        ("dotprod", has!("neon" "dotprod")),
+        ("i8mm", has!("neon" "dotprod" "i8mm")),
     ] {
         expected.extend(found.then_some(name));
     }
