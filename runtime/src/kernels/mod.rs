@@ -9,6 +9,8 @@
 //! features the crate was compiled for decide, as they always do for wasm.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512attention;
@@ -80,13 +82,16 @@ pub enum Isa {
     Avx512Vnni,
     /// x86-64 with AVX-512 BW, VNNI and VBMI.
     Avx512Vbmi,
+    /// x86-64 with all of these and AMX for bytes, where Linux lets the process use it: looking for
+    /// this set asks for that permission.
+    Amx,
     /// WebAssembly with its 128-bit vectors.
     Simd128,
 }
 
 impl Isa {
     /// Every set, slowest first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Scalar,
         Self::Portable,
         Self::Swar,
@@ -95,6 +100,7 @@ impl Isa {
         Self::AvxVnni,
         Self::Avx512Vnni,
         Self::Avx512Vbmi,
+        Self::Amx,
         Self::Simd128,
     ];
 
@@ -110,6 +116,7 @@ impl Isa {
             Self::AvxVnni => "avxvnni",
             Self::Avx512Vnni => "avx512vnni",
             Self::Avx512Vbmi => "avx512vbmi",
+            Self::Amx => "amx",
             Self::Simd128 => "simd128",
         }
     }
@@ -275,6 +282,8 @@ impl Kernels {
             Isa::Avx512Vnni => avx512vnni::kernels(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vbmi => avx512vbmi::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => amx::kernels(),
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Isa::Simd128 => Some(simd128::KERNELS),
             #[allow(unreachable_patterns, reason = "not all sets are of one machine")]
