@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 
+use crate::chat::ChatTables;
 use crate::config::ModelConfig;
 use crate::dtype::{Dtype, MatrixView, VectorView, align_up};
 use crate::error::{Covered, FormatError, TensorProblem};
@@ -13,6 +14,7 @@ use crate::metadata::{self, SelfTests, SpecialTokens};
 use crate::schema::{TensorClass, TensorRole, TensorSpec};
 use crate::section::SectionKind;
 use crate::ternary::TernaryView;
+use crate::tokenizer::TokenizerTables;
 
 /// An opened file. Owns nothing: `'w` is the life of the mapped file, flash or array.
 ///
@@ -108,6 +110,18 @@ impl<'w> Archive<'w> {
         SpecialTokens::decode(self.section(SectionKind::SpecialTokens)?).ok()
     }
 
+    /// The tokenizer, where the file has one.
+    #[must_use]
+    pub fn tokenizer(&self) -> Option<TokenizerTables<'w>> {
+        TokenizerTables::open(self.section(SectionKind::Tokenizer)?).ok()
+    }
+
+    /// The chat template, where the file has one that is compiled.
+    #[must_use]
+    pub fn chat(&self) -> Option<ChatTables<'w>> {
+        ChatTables::open(self.section(SectionKind::Chat)?).ok()
+    }
+
     /// The self-test vectors; none where the file has no such section.
     #[must_use]
     pub fn self_tests(&self) -> SelfTests<'w> {
@@ -188,6 +202,12 @@ impl<'w> Archive<'w> {
     fn check_metadata(&self) -> Result<(), FormatError> {
         if let Some(bytes) = self.section(SectionKind::SpecialTokens) {
             SpecialTokens::decode(bytes)?;
+        }
+        if let Some(bytes) = self.section(SectionKind::Tokenizer) {
+            TokenizerTables::open(bytes)?;
+        }
+        if let Some(bytes) = self.section(SectionKind::Chat) {
+            ChatTables::open(bytes)?;
         }
         if let Some(bytes) = self.section(SectionKind::SelfTest) {
             SelfTests::decode(bytes, &self.config)?;
