@@ -28,6 +28,7 @@
 #[cfg(feature = "std")]
 mod aligned;
 mod buffers;
+pub mod chat;
 mod departures;
 mod error;
 mod forward;
@@ -45,6 +46,7 @@ mod plan;
 mod repack;
 pub mod sampler;
 mod session;
+pub mod tokenizer;
 mod weight_pass;
 
 #[cfg(feature = "std")]
@@ -63,3 +65,4 @@ pub use plan::{ALIGNMENT, MemoryPlan, SessionConfig};
 pub use repack::repack;
 pub use sampler::{Sampler, SamplerConfig, argmax};
 pub use session::{Session, Step, Want};
+pub use tokenizer::Tokenizer;
