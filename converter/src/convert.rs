@@ -6,8 +6,11 @@ use std::ops::Deref;
 use std::path::Path;
 
 use bitnet_formats::metadata::encode_special_tokens;
-use bitnet_formats::{Archive, ArchiveWriter, FinishedArchive, Preset, SectionKind};
+use bitnet_formats::{
+    Archive, ArchiveWriter, FinishedArchive, Preset, SectionKind, TokenizerTables,
+};
 
+use crate::chat::{self, ChatTemplateError};
 use crate::checkpoint::Checkpoint;
 use crate::config_json::CheckpointConfig;
 use crate::dense::{self, DenseWeights};
@@ -18,7 +21,8 @@ use crate::report::Report;
 use crate::selftest::{self, Vector};
 use crate::sidecar::Sidecars;
 use crate::source::{CheckpointSource, Source};
-use crate::write::{PackOptions, Progress, WriteError, write_tensors};
+use crate::tokenizer;
+use crate::write::{PackOptions, Progress, TokenizerStore, WriteError, write_tensors};
 
 /// The bytes of a file, however they came to be in memory.
 pub trait FileView: Deref<Target = [u8]> {
@@ -58,6 +62,8 @@ pub struct Outcome {
     pub file_bytes: u64,
     /// False where only token ids can be fed to the model.
     pub has_tokenizer: bool,
+    /// Why the chat template, which is kept, could not be compiled.
+    pub chat_problem: Option<ChatTemplateError>,
 }
 
 /// Reads a file into memory.
@@ -88,8 +94,15 @@ pub fn convert(
     dense::decide(&checkpoint, &mut sidecars.config, conversion.dense)?;
     let source = CheckpointSource::new(&checkpoint, &sidecars.config)?;
     let mut sections = Sections::of_sidecars(&sidecars);
+    if let Some(json) = &sidecars.tokenizer {
+        let path = checkpoint.dir().join("tokenizer.json");
+        sections.tokenizer(json, &path, conversion.pack.tokenizer)?;
+    }
+    let chat_problem = sections.chat(&sidecars);
     sections.provenance(&provenance(&source, &sidecars.config)?);
-    write(&source, sections, output, conversion)
+    let mut outcome = write(&source, sections, output, conversion)?;
+    outcome.chat_problem = chat_problem;
+    Ok(outcome)
 }
 
 /// Writes a file of this shape with random weights.
@@ -153,7 +166,8 @@ fn write(
     Ok(Outcome {
         report,
         file_bytes,
-        has_tokenizer: sections.has(SectionKind::TokenizerJson),
+        has_tokenizer: sections.has(SectionKind::Tokenizer),
+        chat_problem: None,
     })
 }
 
@@ -231,7 +245,6 @@ impl Sections {
     fn of_sidecars(sidecars: &Sidecars) -> Self {
         let mut sections = Self::default();
         let texts = [
-            (SectionKind::TokenizerJson, &sidecars.tokenizer),
             (SectionKind::ChatTemplate, &sidecars.chat_template),
             (SectionKind::Licence, &sidecars.licence),
         ];
@@ -248,6 +261,41 @@ impl Sections {
         sections
     }
 
+    fn tokenizer(
+        &mut self,
+        json: &str,
+        path: &Path,
+        store: TokenizerStore,
+    ) -> Result<(), ConvertError> {
+        match store {
+            TokenizerStore::Tables => {
+                let in_file = |source| ConvertError::Tokenizer {
+                    path: path.to_owned(),
+                    source,
+                };
+                let section = tokenizer::section(json).map_err(in_file)?;
+                self.add(SectionKind::Tokenizer, section);
+            }
+            TokenizerStore::Json => self.add(SectionKind::TokenizerJson, json.into()),
+            TokenizerStore::None => (),
+        }
+        Ok(())
+    }
+
+    /// Adds the compiled chat template; says why if it cannot be compiled.
+    fn chat(&mut self, sidecars: &Sidecars) -> Option<ChatTemplateError> {
+        let tables = self.get(SectionKind::Tokenizer).map(TokenizerTables::open);
+        match chat::section(sidecars, tables.and_then(Result::ok).as_ref()) {
+            Ok(section) => {
+                if let Some(section) = section {
+                    self.add(SectionKind::Chat, section);
+                }
+                None
+            }
+            Err(problem) => Some(problem),
+        }
+    }
+
     fn provenance(&mut self, source: &str) {
         const TOOL: &str = concat!("tool: bitnet-convert ", env!("CARGO_PKG_VERSION"), "\n");
         self.add(
@@ -262,7 +310,12 @@ impl Sections {
     }
 
     fn has(&self, kind: SectionKind) -> bool {
-        self.0.iter().any(|(k, _)| *k == kind)
+        self.get(kind).is_some()
+    }
+
+    fn get(&self, kind: SectionKind) -> Option<&[u8]> {
+        let section = self.0.iter().find(|(k, _)| *k == kind);
+        section.map(|(_, bytes)| &bytes[..])
     }
 
     fn list(&self) -> Vec<(SectionKind, &[u8])> {

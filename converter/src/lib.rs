@@ -20,6 +20,7 @@
 //! checkpoint.
 #![deny(unsafe_code)]
 
+pub mod chat;
 pub mod checkpoint;
 pub mod config_json;
 pub mod convert;
@@ -38,6 +39,7 @@ pub mod selftest;
 pub mod shard;
 pub mod sidecar;
 pub mod source;
+pub mod tokenizer;
 pub mod write;
 
 pub use checkpoint::Checkpoint;
@@ -49,4 +51,4 @@ pub use error::{ConfigJsonError, ConvertError, HeaderError};
 pub use family::{Family, WeightForm};
 pub use report::Report;
 pub use source::{CheckpointSource, Source};
-pub use write::{EmbeddingType, PackOptions};
+pub use write::{EmbeddingType, PackOptions, TokenizerStore};

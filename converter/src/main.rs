@@ -115,8 +115,12 @@ fn write(
 
 fn summarise(from: &Input, output: &Path, outcome: &Outcome, seconds: f64) {
     if !outcome.has_tokenizer && matches!(from, Input::Checkpoint(_)) {
+        eprintln!("warning: there is no tokenizer in the file; the model takes token ids only");
+    }
+    if let Some(problem) = &outcome.chat_problem {
         eprintln!(
-            "warning: no tokenizer.json beside the checkpoint; the model takes token ids only"
+            "warning: the chat template is kept, but bitnet-run --chat cannot use it: {problem}; \
+             a file chat_template.jinja beside the checkpoint takes its place"
         );
     }
     let (output, bytes) = (output.display(), outcome.file_bytes);
