@@ -29,6 +29,7 @@
 mod aligned;
 mod buffers;
 pub mod chat;
+mod coarse_head;
 mod departures;
 mod error;
 mod forward;

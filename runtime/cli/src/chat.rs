@@ -79,8 +79,7 @@ impl<'a, 'w> Talk<'a, 'w> {
     }
 
     fn weights(&self) -> Result<Decision> {
-        let args = self.args;
-        Decision::new(args.hold(), self.archive, args.kernels(), args.threads())
+        Decision::of_generation(self.args, self.archive)
     }
 
     /// The ids of the conversation, up to where the answer begins. Names of special tokens are those

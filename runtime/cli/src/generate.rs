@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bitnet_runtime::sampler::Candidate;
-use bitnet_runtime::{Archive, MemoryPlan, Sampler, Session, SessionConfig, Tokenizer};
+use bitnet_runtime::{Archive, MemoryPlan, Sampler, Session, SessionConfig, Tokenizer, Want};
 
 use crate::args::{Args, Prompt};
 use crate::logits_file::LogitsFile;
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args, file: &ModelFile, prompt: Prompt<'_>) -> Result<(
     })?;
     let session = session_config(args, &archive, ids.len())?;
     let plan = MemoryPlan::new(archive.config(), &session)?;
-    let decision = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let decision = Decision::of_generation(args, &archive)?;
     let memory = file.memory(&decision, &plan)?;
     let mut weights = Weights::new(decision.clone(), &archive)?;
     let model = weights.load(&archive, args.kernels())?;
@@ -159,7 +159,8 @@ pub(crate) fn continue_with(
     ends: &Ends,
 ) -> Result<Generated> {
     let start = Instant::now();
-    read_prompt(args, session, &prompt[known..])?;
+    let mut sampler = Sampler::new(args.sampler());
+    read_prompt(args, session, &prompt[known..], sampler.wants())?;
     let mut out = Generated {
         ids: Vec::new(),
         text: String::new(),
@@ -167,7 +168,6 @@ pub(crate) fn continue_with(
         prefill: start.elapsed(),
         decode: Duration::ZERO,
     };
-    let mut sampler = Sampler::new(args.sampler());
     let mut work = vec![Candidate::default(); session.logits().len()];
     let mut stream = tokenizer.map(|tokenizer| TextStream::new(tokenizer, prompt));
     let mut filter = StopFilter::new(ends.texts.clone());
@@ -194,7 +194,7 @@ pub(crate) fn continue_with(
             break;
         }
         let start = Instant::now();
-        session.decode(id)?;
+        session.read(&[id], sampler.wants())?;
         out.decode += start.elapsed();
     }
     if let Some(stream) = &mut stream {
@@ -208,9 +208,14 @@ pub(crate) fn continue_with(
 }
 
 /// Reads the prompt; with `--logits` every position's logits go to the file.
-fn read_prompt(args: &Args, session: &mut Session<'_, '_, '_>, prompt: &[u32]) -> Result<()> {
+fn read_prompt(
+    args: &Args,
+    session: &mut Session<'_, '_, '_>,
+    prompt: &[u32],
+    want: Want,
+) -> Result<()> {
     let Some(path) = &args.logits else {
-        session.prefill(prompt)?;
+        session.read(prompt, want)?;
         return Ok(());
     };
     let vocab_size = session.model().config().vocab_size;
