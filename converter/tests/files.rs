@@ -232,7 +232,7 @@ fn sidecars_go_into_the_file() {
     assert_eq!(outcome.file_bytes, file.len() as u64);
     let archive = Archive::open(&file).unwrap();
     let text = |kind| archive.text(kind).unwrap();
-    assert_eq!(archive.tokenizer().unwrap().lookup(b"a"), Some(0));
+    assert_eq!(archive.tokenizer().unwrap().unwrap().lookup(b"a"), Some(0));
     assert_eq!(archive.section(SectionKind::TokenizerJson), None);
     assert_eq!(text(SectionKind::ChatTemplate), "{{ messages }}");
     assert_eq!(text(SectionKind::Licence), "as you like");
@@ -257,7 +257,7 @@ fn sidecars_go_into_the_file() {
         let file = fs::read(output).unwrap();
         let archive = Archive::open(&file).unwrap();
         assert_eq!(archive.text(SectionKind::TokenizerJson), expected);
-        assert!(archive.tokenizer().is_none());
+        assert!(archive.tokenizer().unwrap().is_none());
     }
 }
 

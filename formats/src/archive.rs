@@ -110,16 +110,26 @@ impl<'w> Archive<'w> {
         SpecialTokens::decode(self.section(SectionKind::SpecialTokens)?).ok()
     }
 
-    /// The tokenizer, where the file has one.
-    #[must_use]
-    pub fn tokenizer(&self) -> Option<TokenizerTables<'w>> {
-        TokenizerTables::open(self.section(SectionKind::Tokenizer)?).ok()
+    /// The tokenizer, where the file has one. It is opened here and not with the file: a program that
+    /// is given token ids carries no code for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenizerTables::open`].
+    pub fn tokenizer(&self) -> Result<Option<TokenizerTables<'w>>, FormatError> {
+        let section = self.section(SectionKind::Tokenizer);
+        section.map(TokenizerTables::open).transpose()
     }
 
     /// The chat template, where the file has one that is compiled.
-    #[must_use]
-    pub fn chat(&self) -> Option<ChatTables<'w>> {
-        ChatTables::open(self.section(SectionKind::Chat)?).ok()
+    ///
+    /// # Errors
+    ///
+    /// As [`ChatTables::open`].
+    pub fn chat(&self) -> Result<Option<ChatTables<'w>>, FormatError> {
+        self.section(SectionKind::Chat)
+            .map(ChatTables::open)
+            .transpose()
     }
 
     /// The self-test vectors; none where the file has no such section.
@@ -202,12 +212,6 @@ impl<'w> Archive<'w> {
     fn check_metadata(&self) -> Result<(), FormatError> {
         if let Some(bytes) = self.section(SectionKind::SpecialTokens) {
             SpecialTokens::decode(bytes)?;
-        }
-        if let Some(bytes) = self.section(SectionKind::Tokenizer) {
-            TokenizerTables::open(bytes)?;
-        }
-        if let Some(bytes) = self.section(SectionKind::Chat) {
-            ChatTables::open(bytes)?;
         }
         if let Some(bytes) = self.section(SectionKind::SelfTest) {
             SelfTests::decode(bytes, &self.config)?;

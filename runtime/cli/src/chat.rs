@@ -53,7 +53,7 @@ impl<'a, 'w> Talk<'a, 'w> {
                 file.name()
             );
         };
-        let Some(template) = archive.chat() else {
+        let Some(template) = archive.chat()? else {
             let name = file.name();
             match archive.section(SectionKind::ChatTemplate) {
                 Some(_) => bail!(

@@ -16,7 +16,7 @@ pub(crate) fn tokenizer<'w>(
     file: &ModelFile,
     archive: &Archive<'w>,
 ) -> Result<Option<Tokenizer<'w>>> {
-    let tables = archive.tokenizer();
+    let tables = archive.tokenizer()?;
     if tables.is_none() && archive.section(SectionKind::TokenizerJson).is_some() {
         bail!(
             "{} holds its tokenizer as JSON, for other programs; convert the checkpoint with \

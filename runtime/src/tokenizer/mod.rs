@@ -38,7 +38,7 @@ const WORD_ARRAYS: usize = 4;
 /// use bitnet_runtime::{Archive, tokenizer::Tokenizer};
 /// # fn encode(bytes: &[u8]) -> Option<Vec<u32>> {
 /// let archive = Archive::open(bytes).ok()?;
-/// let tokenizer = Tokenizer::new(archive.tokenizer()?);
+/// let tokenizer = Tokenizer::new(archive.tokenizer().ok()??);
 /// let text = "It was";
 /// let mut scratch = vec![0; tokenizer.scratch_words(text.len())];
 /// let mut ids = vec![0; tokenizer.most_ids(text.len())];
