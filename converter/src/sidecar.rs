@@ -8,6 +8,7 @@ use bitnet_formats::Output;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use crate::chat::ChatSource;
 use crate::checkpoint::Checkpoint;
 use crate::config_json::{CheckpointConfig, token_ids};
 use crate::error::{ConfigJsonError, ConvertError};
@@ -40,6 +41,17 @@ pub struct Sidecars {
 }
 
 impl Sidecars {
+    /// What they say about conversations, where there is a template.
+    #[must_use]
+    pub fn chat(&self) -> Option<ChatSource<'_>> {
+        let names = self.template_names.iter();
+        Some(ChatSource {
+            template: self.chat_template.as_deref()?,
+            names: names.map(|(name, text)| (*name, &text[..])).collect(),
+            stop_strings: &self.stop_strings,
+        })
+    }
+
     /// Reads the files beside a checkpoint. All but `config.json` may be absent.
     ///
     /// # Errors

@@ -112,7 +112,7 @@ impl<'a> Forward<'a, '_> {
             Stage::Qkv => groups(config.q_dim()) + groups(first) + groups(second),
             Stage::Attend => self.n_tokens() * config.n_heads,
             Stage::O | Stage::Down => groups(config.hidden_size),
-            Stage::GateUp => 2 * groups(config.intermediate_size),
+            Stage::GateUp => 2 * groups(self.block.gate.rows),
             Stage::HeadIn | Stage::Select => 1,
             Stage::Head if config.output == Output::Embedding => 1,
             Stage::Head | Stage::CoarseHead => groups(config.vocab_size),
@@ -216,9 +216,9 @@ impl<'a> Forward<'a, '_> {
     }
 
     fn gate_up(&mut self, units: Range<usize>) -> Result<(), RunError> {
-        let (n, config, block) = (self.n_tokens(), self.config, self.block);
+        let (n, block) = (self.n_tokens(), self.block);
         let scratch = &mut self.scratch;
-        let [gate, up] = ffn_arrays(scratch.wide, n, config);
+        let [gate, up] = ffn_arrays(scratch.wide, n, block.gate.rows);
         let inputs = Inputs::new(
             self.model,
             scratch.codes,
@@ -406,9 +406,10 @@ impl<'a> Forward<'a, '_> {
     fn ffn_mid(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
         let (n, config, kernels) = (self.n_tokens(), self.config, self.model.kernels());
         let input = self.linear_input(self.block.ffn_sub_norm, self.block.in_linear.down);
-        let (width, stride) = (config.intermediate_size, code_stride(config));
+        let input = input.over(config.intermediate_size);
+        let (width, stride) = (self.block.gate.rows, code_stride(config));
         let scratch = &mut self.scratch;
-        let [gate, up] = ffn_arrays(scratch.wide, n, config);
+        let [gate, up] = ffn_arrays(scratch.wide, n, width);
         let (gate, up) = (Rows::new(gate, width), &*up);
         let planes = planes(scratch.codes, scratch.act_scales, n, stride);
         let (parts, spaces) = ((gate, planes), &mut scratch.spaces);
@@ -749,9 +750,9 @@ impl<'s> AttentionArrays<'s> {
     }
 }
 
-/// Parts of `wide` in the feed-forward layer: gate and up, each `[n_tokens, intermediate_size]`.
-fn ffn_arrays<'s>(wide: &'s mut [f32], n: usize, config: &ModelConfig) -> [&'s mut [f32]; 2] {
-    split(wide, [n * config.intermediate_size; 2])
+/// Parts of `wide` in the feed-forward layer: gate and up, each `[n_tokens, width]`.
+fn ffn_arrays(wide: &mut [f32], n: usize, width: usize) -> [&mut [f32]; 2] {
+    split(wide, [n * width; 2])
 }
 
 /// Which units attention has: the heads of a latent cache all read the same rows.

@@ -354,13 +354,12 @@ fn copy_offset(
             .sum::<usize>()
 }
 
-fn copy_weights(archive: &Archive<'_>, layout: TernaryLayout, mut buffer: &mut [u8]) {
+fn copy_weights(archive: &Archive<'_>, layout: TernaryLayout, buffer: &mut [u8]) {
     for (spec, _) in archive.tensors() {
         if let Some(from) = archive.ternary(spec.role, spec.layer) {
+            let start = copy_offset(archive.config(), layout, spec.role, spec.layer);
             let bytes = layout.packed_bytes(from.rows, from.cols) as usize;
-            let (to, rest) = core::mem::take(&mut buffer).split_at_mut(bytes);
-            repack(&from, layout, to);
-            buffer = rest;
+            repack(&from, layout, &mut buffer[start..][..bytes]);
         }
     }
 }

@@ -13,8 +13,6 @@ use bitnet_formats::TokenizerTables;
 use bitnet_formats::chat::{ChatOp, encode_chat};
 use bitnet_formats::tokenizer::MatchStage;
 
-use crate::sidecar::Sidecars;
-
 /// Most bytes of a template.
 const MOST_BYTES: usize = 1 << 16;
 
@@ -63,25 +61,31 @@ pub struct Chat {
     pub stop_ids: Vec<u32>,
 }
 
-/// The chat section of a checkpoint, where it has a template. Besides the stop strings it names, an
-/// answer ends with the token that its template writes after a message, and with `eos_token`.
+/// What a checkpoint or another file says about conversations.
+#[derive(Clone, Debug, Default)]
+pub struct ChatSource<'s> {
+    /// The template.
+    pub template: &'s str,
+    /// Special tokens it may ask for.
+    pub names: Vec<(&'s str, &'s str)>,
+    /// Texts that end an answer.
+    pub stop_strings: &'s [String],
+}
+
+/// The chat section of a source. Besides the stop strings it names, an answer ends with the token
+/// that the template writes after a message, and with `eos_token`.
 ///
 /// # Errors
 ///
 /// The template cannot be compiled.
 pub fn section(
-    sidecars: &Sidecars,
+    source: &ChatSource<'_>,
     tokenizer: Option<&TokenizerTables<'_>>,
-) -> Result<Option<Vec<u8>>, ChatTemplateError> {
-    let Some(template) = &sidecars.chat_template else {
-        return Ok(None);
-    };
-    let names = sidecars.template_names.iter();
-    let names: Vec<_> = names.map(|(name, text)| (*name, &text[..])).collect();
-    let mut chat = Chat::compile(template, &names)?;
-    chat.stop_strings.clone_from(&sidecars.stop_strings);
+) -> Result<Vec<u8>, ChatTemplateError> {
+    let mut chat = Chat::compile(source.template, &source.names)?;
+    chat.stop_strings.extend_from_slice(source.stop_strings);
     if let Some(tokenizer) = tokenizer {
-        let eos = names.iter().filter(|(name, _)| *name == "eos_token");
+        let eos = source.names.iter().filter(|(name, _)| *name == "eos_token");
         let ends = chat.texts_after_content().chain(eos.map(|(_, text)| *text));
         let id = |text: &str| Some(tokenizer.added_at(MatchStage::Raw, text.as_bytes())?.id);
         let mut ids: Vec<u32> = ends.filter_map(id).collect();
@@ -89,7 +93,7 @@ pub fn section(
         ids.dedup();
         chat.stop_ids = ids;
     }
-    chat.encode().map(Some)
+    chat.encode()
 }
 
 impl Chat {
