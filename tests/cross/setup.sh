@@ -9,6 +9,8 @@
 #     cargo build --target thumbv7m-none-eabi "${build_std[@]}" ...
 #     "$target_dir/thumbv7m-none-eabi/debug/..."          # rust_target may have moved the folder
 #
+# A warning of the compiler fails a check, also one that is only repeated.
+#
 # A tool that is missing is installed where this is Debian (or made from it) and the user is root or
 # may use sudo without a password. Elsewhere the check is skipped with a line that begins with SKIP:
 # with success on other systems, and with failure on Debian, where the tool can be had.
@@ -22,10 +24,26 @@ check="$(basename "$0" .sh)"
 # Where cargo writes, and what is kept from one run to the next.
 target_dir="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
 cache="$target_dir/cross"
+mkdir -p "$cache"
 # More arguments for cargo; rust_target sets them.
 build_std=()
 missing_tools=()
 missing_packages=()
+
+# Cargo, here and in scripts that a check calls. It prints warnings on the error stream.
+cargo() {
+    {
+        command cargo --color never "$@" 2>&1 >&3 | awk -v check="$check" '
+            { print > "/dev/stderr" }
+            /^warning/ { found = 1 }
+            END {
+                if (found) print check ": warnings are errors here" > "/dev/stderr"
+                exit found
+            }'
+    } 3>&1
+}
+export check
+export -f cargo
 
 is_debian() { [ -f /etc/debian_version ] && command -v apt-get >/dev/null; }
 

@@ -13,7 +13,7 @@ harness() {
         std=(-Z build-std=std,panic_abort,test)
     fi
     program="$(cd runtime/wasm && RUSTFLAGS="$2" cargo test -q --profile harness "${std[@]}" --target "$target" \
-        --target-dir "$target_dir/harness-$name" -p bitnet-wasm-harness --no-run --message-format json |
+        --target-dir "$target_dir/harness-$name" -p bitnet-wasm-harness --no-run --message-format json-render-diagnostics |
         sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')"
     "$engine_dir/release/run-harness" "$program" "$name"
 }
