@@ -2,22 +2,28 @@
 
 use std::path::PathBuf;
 
-use bitnet_converter::{DenseWeights, EmbeddingType, PackOptions};
+use bitnet_converter::gguf::{I2sLayout, Kind};
+use bitnet_converter::{DenseWeights, EmbeddingType, PackOptions, ReadOptions};
 use bitnet_formats::{Preset, TernaryLayout};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 
-/// Packs a ternary checkpoint into one .btn file.
+/// Packs a ternary checkpoint into one .btn file, and gives it back.
 ///
-/// IN is a safetensors file, an index of shards (model.safetensors.index.json) or a folder with one
-/// of them. config.json must stand beside it; tokenizer.json, generation_config.json, the chat
-/// template and a LICENSE file go into the output where they are there. OUT is replaced if it
-/// exists, and only by a complete file that has been read back.
+/// IN is a safetensors file, an index of shards (model.safetensors.index.json), a folder with one of
+/// them, a GGUF file, or a .btn file to be packed again. config.json must stand beside safetensors;
+/// tokenizer.json, generation_config.json, the chat template and a LICENSE file go into the output
+/// where they are there. OUT.btn is replaced if it exists, and only by a complete file that has been
+/// read back.
+///
+/// Where IN is a .btn file and OUT ends in .gguf, OUT is a GGUF file; where it ends otherwise than
+/// .btn, OUT is a new folder with a checkpoint, or a .safetensors file with config.json beside it.
 #[derive(Debug, Parser)]
 #[command(
     version,
     max_term_width = 100,
     override_usage = "bitnet-convert [OPTIONS] IN OUT.btn\n       \
+                      bitnet-convert IN.btn OUT.gguf|OUT.safetensors|FOLDER\n       \
                       bitnet-convert [OPTIONS] --dummy PRESET OUT.btn\n       \
                       bitnet-convert --inspect FILE.btn [--json]"
 )]
@@ -54,6 +60,34 @@ struct Args {
     #[arg(long, conflicts_with = "dummy")]
     force_ternarise: bool,
 
+    /// Which values share a byte of an I2_S tensor of a GGUF file, which does not say: x86 is what
+    /// public files have, arm what some were written as.
+    #[arg(
+        long,
+        value_name = "LAYOUT",
+        default_value = "x86",
+        conflicts_with = "dummy"
+    )]
+    i2s: I2s,
+
+    /// How a GGUF file stores ternary matrices: tq1_0 is 1.69 bits per weight, tq2_0 is 2.06.
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "tq2_0",
+        conflicts_with = "dummy"
+    )]
+    gguf: GgufType,
+
+    /// Leaves out feed-forward neurons that are zero for every input, and proves by the logits of the
+    /// self-test prompts that no bit changes. Holds one feed-forward matrix in memory, a byte a weight.
+    #[arg(long, conflicts_with = "dummy")]
+    prune_dead: bool,
+
+    /// Reads input and output once more and compares every weight, scale and norm, bit for bit.
+    #[arg(long, conflicts_with = "dummy")]
+    verify: bool,
+
     /// Leaves the self-test vectors out: the new file is checked but not run.
     #[arg(long)]
     no_self_test: bool,
@@ -74,6 +108,20 @@ enum Embedding {
     F16,
     Bf16,
     I8,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum I2s {
+    X86,
+    Arm,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum GgufType {
+    #[value(name = "tq1_0")]
+    Tq1_0,
+    #[value(name = "tq2_0")]
+    Tq2_0,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -103,18 +151,28 @@ pub(crate) enum Action {
     /// List a file.
     Inspect(PathBuf),
     /// Write one.
-    Write {
-        /// From what.
-        from: Input,
-        /// The output.
-        output: PathBuf,
-        /// How tensors are stored.
-        pack: PackOptions,
-        /// What to do with weights that are not ternary.
-        dense: DenseWeights,
-        /// True to run the new file.
-        self_test: bool,
-    },
+    Write(Job),
+}
+
+/// What to write, and how.
+#[derive(Debug)]
+pub(crate) struct Job {
+    /// From what.
+    pub(crate) from: Input,
+    /// The output.
+    pub(crate) output: PathBuf,
+    /// How tensors are stored.
+    pub(crate) pack: PackOptions,
+    /// How the input is read.
+    pub(crate) read: ReadOptions,
+    /// How a GGUF file stores ternary matrices.
+    pub(crate) gguf: Kind,
+    /// True to leave out dead neurons.
+    pub(crate) prune_dead: bool,
+    /// True to compare the output with the input.
+    pub(crate) verify: bool,
+    /// True to run the new file.
+    pub(crate) self_test: bool,
 }
 
 /// Where the weights come from.
@@ -155,13 +213,25 @@ impl Args {
             (None, false) => DenseWeights::Refuse,
         };
         let (from, output) = input_and_output(self.dummy, self.seed, self.files)?;
-        Ok(Action::Write {
+        Ok(Action::Write(Job {
             from,
             output,
             pack,
-            dense,
+            read: ReadOptions {
+                dense,
+                i2s: match self.i2s {
+                    I2s::X86 => I2sLayout::X86,
+                    I2s::Arm => I2sLayout::Arm,
+                },
+            },
+            gguf: match self.gguf {
+                GgufType::Tq1_0 => Kind::TQ1_0,
+                GgufType::Tq2_0 => Kind::TQ2_0,
+            },
+            prune_dead: self.prune_dead,
+            verify: self.verify,
             self_test: !self.no_self_test,
-        })
+        }))
     }
 }
 

@@ -48,6 +48,22 @@ impl CheckpointConfig {
         })
     }
 
+    /// The configuration of a checkpoint of packed codes.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigJsonError::Inexpressible`] where the public keys have no word for a setting.
+    pub fn packed(model: ModelConfig) -> Result<Self> {
+        model.validate()?;
+        Ok(Self {
+            family: packed_family(&model)?,
+            weights: WeightForm::Packed(model.weight_scale),
+            model,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+        })
+    }
+
     /// Reads a `config.json`, together with the tensor names of its checkpoint.
     ///
     /// # Errors
@@ -82,14 +98,70 @@ impl CheckpointConfig {
         config["eos_token_id"] = token_value(&self.eos_token_ids);
         config["torch_dtype"] = json!(dtype);
         config["dtype"] = json!(dtype);
-        config["quantization_config"] = json!({
-            "quant_method": "bitnet",
-            "linear_class": "autobitlinear",
-            "quantization_mode": if self.weights.is_packed() { "offline" } else { "online" },
-            "modules_to_not_convert": null,
-        });
+        config["quantization_config"] = self.quantization();
+        if self.family == Family::BitNet700 {
+            config["activation_function"] = json!("relu");
+            config["latent_dim"] = json!(self.model.qk_latent_dim);
+        }
         config
     }
+
+    fn quantization(&self) -> Value {
+        let packed = self.weights.is_packed();
+        let divides = self.weights == WeightForm::Packed(WeightScale::Divide);
+        let mut section = json!({
+            "quant_method": "bitnet",
+            "linear_class": if divides { "bitlinear" } else { "autobitlinear" },
+            "quantization_mode": if packed { "offline" } else { "online" },
+            "modules_to_not_convert": null,
+        });
+        let says_norms = matches!(self.family, Family::BitNet | Family::Llama);
+        if let Some(eps) = self.model.norms.in_linear.filter(|_| says_norms) {
+            section["use_rms_norm"] = json!(true);
+            section["rms_norm_eps"] = json!(decimal(eps));
+        }
+        section
+    }
+}
+
+/// The family whose packed checkpoints hold such a model.
+fn packed_family(model: &ModelConfig) -> Result<Family> {
+    let inexpressible = |setting| Err(ConfigJsonError::Inexpressible { setting });
+    let (norms, eps) = (model.norms, model.norms.eps);
+    let outer = Norms {
+        in_linear: None,
+        ..norms
+    };
+    if model.rope.pairing != RopePairing::HalfRotation {
+        return inexpressible("interleaved rotary pairs");
+    }
+    if model.pruned_ffn {
+        return inexpressible(
+            "blocks with pruned neurons; convert the source again without pruning",
+        );
+    }
+    let latent = matches!(model.attention, Attention::Latent { .. });
+    match (model.output, model.qk_latent_dim) {
+        (Output::Logits, None) if latent && norms == Norms::sub_ln(eps) => Ok(Family::Latent),
+        (Output::Logits, None) if !latent && outer == Norms::sub_ln(eps) => Ok(Family::BitNet),
+        (Output::Logits, None) if !latent && outer == Norms::pre(eps) => Ok(Family::Llama),
+        (Output::Embedding, None) if norms == qwen3_norms(eps) => Ok(Family::Qwen3Embedding),
+        (Output::TernaryLogits, Some(_)) if is_bitnet700(model) => Ok(Family::BitNet700),
+        _ => inexpressible("these norms with this attention and output"),
+    }
+}
+
+/// True where everything that bitnet700 fixes is as it fixes it.
+fn is_bitnet700(model: &ModelConfig) -> bool {
+    let one_head_each = Attention::Grouped {
+        n_kv_heads: model.n_heads,
+        head_dim: model.hidden_size / model.n_heads,
+    };
+    model.norms == bitnet700_norms()
+        && model.attention == one_head_each
+        && model.hidden_size.is_multiple_of(model.n_heads)
+        && model.activation == Activation::SquaredRelu
+        && model.rope.theta == BITNET700_THETA
 }
 
 /// The family that a model is written as.
@@ -207,6 +279,7 @@ fn read_model(config: &Value, detected: Detected) -> Result<ModelConfig> {
         weight_scale: detected.weights.weight_scale(),
         qk_latent_dim: None,
         output,
+        pruned_ffn: false,
     })
 }
 
@@ -214,11 +287,7 @@ fn read_norms(config: &Value, detected: Detected) -> Result<Norms> {
     let eps = number(config, "rms_norm_eps")?;
     let norms = match detected.family {
         Family::Llama => Norms::pre(eps),
-        Family::Qwen3Embedding => Norms {
-            qk_norm: true,
-            in_linear: Some(eps),
-            ..Norms::pre(eps)
-        },
+        Family::Qwen3Embedding => qwen3_norms(eps),
         _ => Norms::sub_ln(eps),
     };
     let in_linear = detected.in_linear.map(|eps| eps as f32);
@@ -228,11 +297,29 @@ fn read_norms(config: &Value, detected: Detected) -> Result<Norms> {
     })
 }
 
+const fn qwen3_norms(eps: f32) -> Norms {
+    Norms {
+        qk_norm: true,
+        in_linear: Some(eps),
+        ..Norms::pre(eps)
+    }
+}
+
+const BITNET700_THETA: f32 = 10_000.0;
+
+/// Of every LayerNorm: `layer_norm_eps` is not read by the model's code.
+const fn bitnet700_norms() -> Norms {
+    const EPS: f32 = 1e-6;
+    Norms {
+        kind: NormKind::Layer,
+        block: false,
+        in_linear: Some(EPS),
+        ..Norms::pre(EPS)
+    }
+}
+
 /// `bitnet700` has keys of its own, and fixes in its code what others configure.
 fn read_bitnet700(config: &Value) -> Result<ModelConfig> {
-    /// Of every LayerNorm: `layer_norm_eps` is not read by the model's code.
-    const EPS: f32 = 1e-6;
-    const THETA: f32 = 10_000.0;
     if config["activation_function"] != "relu" {
         let reason = "the model's code squares a ReLU";
         return Err(unsupported("activation_function", config, reason));
@@ -251,20 +338,16 @@ fn read_bitnet700(config: &Value) -> Result<ModelConfig> {
         vocab_size: size(config, "vocab_size")?,
         max_seq_len: size(config, "max_position_embeddings")?,
         rope: Rope {
-            theta: THETA,
+            theta: BITNET700_THETA,
             pairing: RopePairing::HalfRotation,
         },
         activation: Activation::SquaredRelu,
-        norms: Norms {
-            kind: NormKind::Layer,
-            block: false,
-            in_linear: Some(EPS),
-            ..Norms::pre(EPS)
-        },
+        norms: bitnet700_norms(),
         tie_embeddings: false,
         weight_scale: WeightScale::Divide,
         qk_latent_dim: Some(size(config, "latent_dim")?),
         output: Output::TernaryLogits,
+        pruned_ffn: false,
     })
 }
 

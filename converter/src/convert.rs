@@ -1,24 +1,31 @@
 //! The whole way: source, packed file, self-test, check, final name.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
-use std::ops::Deref;
+use std::io::{self, Read, Seek};
+use std::ops::{ControlFlow, Deref};
 use std::path::Path;
 
-use bitnet_formats::metadata::encode_special_tokens;
-use bitnet_formats::{Archive, ArchiveWriter, FinishedArchive, Preset, SectionKind};
+use bitnet_formats::header::MAGIC;
+use bitnet_formats::{Archive, Preset, SectionKind};
 
+use crate::btn::BtnSource;
 use crate::checkpoint::Checkpoint;
 use crate::config_json::CheckpointConfig;
 use crate::dense::{self, DenseWeights};
 use crate::dummy::DummySource;
 use crate::error::ConvertError;
+use crate::gguf::vocab::Vocab;
+use crate::gguf::{Gguf, GgufModel, GgufSource, I2sLayout, Kind};
+use crate::new_file::{NewFile, verify_bytes};
 use crate::output::PartialFile;
+use crate::prune::PrunedSource;
 use crate::report::Report;
+use crate::sections::Sections;
 use crate::selftest::{self, Vector};
 use crate::sidecar::Sidecars;
 use crate::source::{CheckpointSource, Source};
-use crate::write::{PackOptions, Progress, WriteError, write_tensors};
+use crate::verify::Verified;
+use crate::write::{PackOptions, Progress};
 
 /// The bytes of a file, however they came to be in memory.
 pub trait FileView: Deref<Target = [u8]> {
@@ -32,21 +39,31 @@ impl FileView for Vec<u8> {}
 /// A [`FileView`] of any kind.
 pub type FileBytes = Box<dyn FileView>;
 
-/// Bytes of the new file that may be in memory while it is checked.
-const MOST_HELD: usize = 16 << 20;
-
 /// What a conversion needs besides its input.
 pub struct Conversion<'p> {
     /// How tensors are stored.
     pub pack: PackOptions,
-    /// What to do with weights that are not ternary.
-    pub dense: DenseWeights,
+    /// How the input is read, where it does not say so itself.
+    pub read: ReadOptions,
+    /// True to leave out feed-forward neurons that are always zero.
+    pub prune_dead: bool,
+    /// True to compare the new file with the input, bit for bit.
+    pub verify: bool,
     /// True to run the new file and store self-test vectors in it.
     pub self_test: bool,
     /// Gives the bytes of the new file for reading it back: [`load`], or a memory map.
     pub read_back: fn(&File) -> io::Result<FileBytes>,
     /// Hears of progress, and may stop the conversion.
     pub progress: Progress<'p>,
+}
+
+/// How an input is read, where it does not say so itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// What to do with weights that are not ternary.
+    pub dense: DenseWeights,
+    /// Which values share a byte of an I2_S tensor of a GGUF file.
+    pub i2s: I2sLayout,
 }
 
 /// What a conversion leaves to say.
@@ -58,6 +75,10 @@ pub struct Outcome {
     pub file_bytes: u64,
     /// False where only token ids can be fed to the model.
     pub has_tokenizer: bool,
+    /// Feed-forward neurons that were left out, if that was asked for.
+    pub pruned: Option<u64>,
+    /// What was compared with the input, if it was asked for.
+    pub verified: Option<Verified>,
 }
 
 /// Reads a file into memory.
@@ -72,24 +93,126 @@ pub fn load(mut file: &File) -> io::Result<FileBytes> {
     Ok(Box::new(bytes))
 }
 
-/// Converts a checkpoint: a safetensors file, an index of shards, or a folder with one of them.
+/// Converts a checkpoint (a safetensors file, an index of shards, or a folder with one of them), a GGUF
+/// file, or packs a `.btn` file again.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with the checkpoint or the output. No partial file remains.
+/// The first thing that is wrong with the input or the output. No partial file remains.
 pub fn convert(
     input: &Path,
     output: &Path,
     conversion: Conversion<'_>,
 ) -> Result<Outcome, ConvertError> {
+    match InputKind::of(input)? {
+        InputKind::Checkpoint => convert_checkpoint(input, output, conversion),
+        InputKind::Gguf => convert_gguf(input, output, conversion),
+        InputKind::Btn => repack(input, output, conversion),
+    }
+}
+
+/// What an input is, by how it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputKind {
+    /// A safetensors file, an index, or a folder.
+    Checkpoint,
+    /// A GGUF file.
+    Gguf,
+    /// A `.btn` file.
+    Btn,
+}
+
+impl InputKind {
+    /// Looks at the first bytes of a file; a folder is a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub fn of(path: &Path) -> Result<Self, ConvertError> {
+        if path.is_dir() {
+            return Ok(Self::Checkpoint);
+        }
+        let file = File::open(path).map_err(ConvertError::io("open", path))?;
+        let mut first = Vec::new();
+        file.take(MAGIC.len() as u64)
+            .read_to_end(&mut first)
+            .map_err(ConvertError::io("read", path))?;
+        if first.starts_with(b"GGUF") {
+            return Ok(Self::Gguf);
+        }
+        match first == MAGIC {
+            true => Ok(Self::Btn),
+            false => Ok(Self::Checkpoint),
+        }
+    }
+}
+
+fn convert_checkpoint(
+    input: &Path,
+    output: &Path,
+    conversion: Conversion<'_>,
+) -> Result<Outcome, ConvertError> {
     let checkpoint = Checkpoint::open(input)?;
-    refuse_overwriting(&checkpoint, output)?;
+    refuse_overwriting(checkpoint.paths(), output)?;
     let mut sidecars = Sidecars::read(&checkpoint)?;
-    dense::decide(&checkpoint, &mut sidecars.config, conversion.dense)?;
+    dense::decide(&checkpoint, &mut sidecars.config, conversion.read.dense)?;
     let source = CheckpointSource::new(&checkpoint, &sidecars.config)?;
     let mut sections = Sections::of_sidecars(&sidecars);
     sections.provenance(&provenance(&source, &sidecars.config)?);
     write(&source, sections, output, conversion)
+}
+
+fn convert_gguf(
+    input: &Path,
+    output: &Path,
+    conversion: Conversion<'_>,
+) -> Result<Outcome, ConvertError> {
+    let file = Gguf::open(input)?;
+    refuse_overwriting([input].into_iter(), output)?;
+    let wrong = |source| ConvertError::Gguf {
+        path: input.to_owned(),
+        source,
+    };
+    let model = GgufModel::read(&file).map_err(wrong)?;
+    let vocab = Vocab::read(&file, model.config.vocab_size).map_err(wrong)?;
+    let source = GgufSource::new(&file, model, conversion.read.i2s)?;
+    let embedding = source.embedding_kind().map_or("?", Kind::name);
+    let mut sections = Sections::of_vocab(&vocab);
+    sections.provenance(&format!(
+        "architecture: GGUF {:?}\nweights: {}\nembedding: {embedding}\n",
+        model.arch,
+        source.weights_kind().map_or("?", Kind::name),
+    ));
+    write(&source, sections, output, conversion)
+}
+
+/// Packs the tensors of a `.btn` file as the options say; everything else stays.
+fn repack(
+    input: &Path,
+    output: &Path,
+    conversion: Conversion<'_>,
+) -> Result<Outcome, ConvertError> {
+    refuse_overwriting([input].into_iter(), output)?;
+    let file = File::open(input).map_err(ConvertError::io("open", input))?;
+    let bytes = (conversion.read_back)(&file).map_err(ConvertError::io("read", input))?;
+    let archive = open_verified(&bytes, input)?;
+    let sections = Sections::of_archive(&archive);
+    write(&BtnSource(&archive), sections, output, conversion)
+}
+
+/// Opens a `.btn` file and checks every byte of it.
+///
+/// # Errors
+///
+/// [`ConvertError::Btn`] with what is wrong.
+pub fn open_verified<'w>(bytes: &'w FileBytes, path: &Path) -> Result<Archive<'w>, ConvertError> {
+    let wrong = |source| ConvertError::Btn {
+        path: path.to_owned(),
+        source,
+    };
+    let archive = Archive::open(bytes).map_err(wrong)?;
+    verify_bytes(&archive, bytes).map_err(wrong)?;
+    Ok(archive)
 }
 
 /// Writes a file of this shape with random weights.
@@ -111,13 +234,16 @@ pub fn convert_dummy(
 }
 
 /// The output must not be a file the weights are read from.
-fn refuse_overwriting(checkpoint: &Checkpoint, output: &Path) -> Result<(), ConvertError> {
+fn refuse_overwriting<'p>(
+    mut inputs: impl Iterator<Item = &'p Path>,
+    output: &Path,
+) -> Result<(), ConvertError> {
     // An output that has no canonical path does not exist yet.
     let Ok(target) = fs::canonicalize(output) else {
         return Ok(());
     };
     let is_target = |path: &Path| fs::canonicalize(path).is_ok_and(|path| path == target);
-    if !checkpoint.paths().any(is_target) {
+    if !inputs.any(is_target) {
         return Ok(());
     }
     Err(ConvertError::Output {
@@ -126,12 +252,48 @@ fn refuse_overwriting(checkpoint: &Checkpoint, output: &Path) -> Result<(), Conv
     })
 }
 
-/// Packs, tests, checks and names the file.
+/// Writes the model whole, or without its dead neurons.
 fn write(
+    source: &dyn Source,
+    sections: Sections,
+    output: &Path,
+    conversion: Conversion<'_>,
+) -> Result<Outcome, ConvertError> {
+    if !conversion.prune_dead {
+        return write_file(source, sections, output, conversion, None);
+    }
+    let pruned = PrunedSource::new(source)?;
+    let neurons = |source: &dyn Source| source.ffn_widths().into_iter().sum::<usize>();
+    let gone = neurons(source) - neurons(&pruned);
+    let expected = hashes_of_whole(source, &conversion, output)?;
+    let mut outcome = write_file(&pruned, sections, output, conversion, Some(&expected))?;
+    outcome.pruned = Some(gone as u64);
+    Ok(outcome)
+}
+
+/// What the self-test's prompts give before anything is taken out: the proof that pruning is exact.
+fn hashes_of_whole(
+    source: &dyn Source,
+    conversion: &Conversion<'_>,
+    output: &Path,
+) -> Result<Vec<Vector>, ConvertError> {
+    let mut name = output.file_name().unwrap_or_default().to_owned();
+    name.push(".whole");
+    let whole = output.with_file_name(name);
+    let partial = PartialFile::create(&whole)?;
+    let file = NewFile::new(&partial, &whole, conversion.read_back);
+    let silent = &mut |_, _| ControlFlow::Continue(());
+    file.pack(source, &Sections::default(), &conversion.pack, silent)?;
+    file.hashes(source.config())
+}
+
+/// Packs, tests, checks and names the file; `expected` is what the self-test's prompts must give.
+fn write_file(
     source: &dyn Source,
     mut sections: Sections,
     output: &Path,
     conversion: Conversion<'_>,
+    expected: Option<&[Vector]>,
 ) -> Result<Outcome, ConvertError> {
     let mut vectors = Vec::new();
     if conversion.self_test {
@@ -139,136 +301,26 @@ fn write(
         sections.add(SectionKind::SelfTest, selftest::encode(&vectors));
     }
     let partial = PartialFile::create(output)?;
-    let file = NewFile {
-        file: partial.file(),
-        output,
-        read_back: conversion.read_back,
-    };
+    let file = NewFile::new(&partial, output, conversion.read_back);
     let (finished, report) = file.pack(source, &sections, &conversion.pack, conversion.progress)?;
     if conversion.self_test {
         file.self_test(finished, &mut vectors)?;
     }
     let file_bytes = file.check()?;
+    if let Some(expected) = expected
+        && file.hashes(source.config())? != expected
+    {
+        return Err(ConvertError::PruneDiffers);
+    }
+    let verified = conversion.verify.then(|| file.verify(source)).transpose()?;
     partial.persist()?;
     Ok(Outcome {
         report,
         file_bytes,
         has_tokenizer: sections.has(SectionKind::TokenizerJson),
+        pruned: None,
+        verified,
     })
-}
-
-/// The temporary file, and the name that errors give it.
-struct NewFile<'f> {
-    file: &'f File,
-    output: &'f Path,
-    read_back: fn(&File) -> io::Result<FileBytes>,
-}
-
-impl<'f> NewFile<'f> {
-    fn pack(
-        &self,
-        source: &dyn Source,
-        sections: &Sections,
-        options: &PackOptions,
-        progress: Progress<'_>,
-    ) -> Result<(FinishedArchive<&'f File>, Report), ConvertError> {
-        write_archive(self.file, source, sections, options, progress).map_err(|e| match e {
-            WriteError::Source(e) => e,
-            WriteError::Sink(e) => ConvertError::io("write", self.output)(e),
-        })
-    }
-
-    /// Runs the file and replaces its zero hashes by the true ones.
-    fn self_test(
-        &self,
-        mut finished: FinishedArchive<&'f File>,
-        vectors: &mut [Vector],
-    ) -> Result<(), ConvertError> {
-        let bytes = self.bytes()?;
-        selftest::run(&Archive::open(&bytes)?, vectors, &|| bytes.release())?;
-        drop(bytes);
-        finished
-            .replace_section(SectionKind::SelfTest, &selftest::encode(vectors))
-            .map_err(ConvertError::io("write", self.output))
-    }
-
-    /// Reads every byte as a user of the file would; returns its size.
-    fn check(&self) -> Result<u64, ConvertError> {
-        let bytes = self.bytes()?;
-        let mut held = 0;
-        Archive::open(&bytes)?.verify_with(|read| {
-            held += read;
-            if held >= MOST_HELD {
-                bytes.release();
-                held = 0;
-            }
-        })?;
-        Ok(bytes.len() as u64)
-    }
-
-    fn bytes(&self) -> Result<FileBytes, ConvertError> {
-        (self.read_back)(self.file).map_err(ConvertError::io("read", self.output))
-    }
-}
-
-fn write_archive<W: Write + Seek>(
-    sink: W,
-    source: &dyn Source,
-    sections: &Sections,
-    options: &PackOptions,
-    progress: Progress<'_>,
-) -> Result<(FinishedArchive<W>, Report), WriteError> {
-    let mut writer = ArchiveWriter::new(sink, source.config(), &sections.list())?;
-    let report = write_tensors(&mut writer, source, options, progress)?;
-    Ok((writer.finish()?, report))
-}
-
-/// The small sections of a file, in file order.
-#[derive(Debug, Default)]
-struct Sections(Vec<(SectionKind, Vec<u8>)>);
-
-impl Sections {
-    fn of_sidecars(sidecars: &Sidecars) -> Self {
-        let mut sections = Self::default();
-        let texts = [
-            (SectionKind::TokenizerJson, &sidecars.tokenizer),
-            (SectionKind::ChatTemplate, &sidecars.chat_template),
-            (SectionKind::Licence, &sidecars.licence),
-        ];
-        for (kind, text) in texts {
-            if let Some(text) = text {
-                sections.add(kind, text.clone().into_bytes());
-            }
-        }
-        let bos = sidecars.config.bos_token_id;
-        if bos.is_some() || !sidecars.stop_ids.is_empty() {
-            let bytes = encode_special_tokens(bos, &sidecars.stop_ids);
-            sections.add(SectionKind::SpecialTokens, bytes);
-        }
-        sections
-    }
-
-    fn provenance(&mut self, source: &str) {
-        const TOOL: &str = concat!("tool: bitnet-convert ", env!("CARGO_PKG_VERSION"), "\n");
-        self.add(
-            SectionKind::Provenance,
-            format!("{TOOL}{source}").into_bytes(),
-        );
-    }
-
-    fn add(&mut self, kind: SectionKind, bytes: Vec<u8>) {
-        self.0.push((kind, bytes));
-        self.0.sort_by_key(|(kind, _)| *kind as u32);
-    }
-
-    fn has(&self, kind: SectionKind) -> bool {
-        self.0.iter().any(|(k, _)| *k == kind)
-    }
-
-    fn list(&self) -> Vec<(SectionKind, &[u8])> {
-        let sections = self.0.iter();
-        sections.map(|(kind, bytes)| (*kind, &bytes[..])).collect()
-    }
 }
 
 /// What the source was, without paths or times: equal input gives equal bytes.

@@ -7,6 +7,8 @@ use bitnet_formats::FormatError;
 use bitnet_runtime::RunError;
 use safetensors::Dtype;
 
+use crate::gguf::GgufError;
+
 /// Why a checkpoint cannot be converted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -187,6 +189,62 @@ pub enum ConvertError {
         option: &'static str,
         /// What it holds.
         weights: &'static str,
+    },
+    /// A `.btn` file that is to be packed again is damaged.
+    #[error("{}: {source}", path.display())]
+    Btn {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: FormatError,
+    },
+    /// A GGUF file cannot be read, or asks for what is not built.
+    #[error("{}: {source}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: GgufError,
+    },
+    /// The model has no place in a GGUF file.
+    #[error("this model cannot be written as GGUF: {reason}")]
+    NoGguf {
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The model has no place in a checkpoint.
+    #[error("this model cannot be written as a checkpoint: {reason}")]
+    NoCheckpoint {
+        /// Why not.
+        reason: &'static str,
+    },
+    /// config.json has no words for the model.
+    #[error("this model cannot be written as a checkpoint: {source}")]
+    Export {
+        /// Which.
+        source: ConfigJsonError,
+    },
+    /// Dead neurons cannot be taken out of this model.
+    #[error("dead neurons cannot be pruned: {reason}")]
+    CannotPrune {
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The pruned file gives other logits than the whole one.
+    #[error("the pruned model gives other logits than the whole one; nothing was written")]
+    PruneDiffers,
+    /// A file in another format, read back, describes another model.
+    #[error("the new file, read back, describes another model; this is a fault of the program")]
+    ConfigDiffers,
+    /// `--verify` found the file to differ from its source.
+    #[error(
+        "tensor {tensor}, row {row}: the new file does not hold what the source does; is the disk sound?"
+    )]
+    Differs {
+        /// The tensor.
+        tensor: String,
+        /// The row.
+        row: usize,
     },
     /// Two bits of a packed tensor hold 3, which is no ternary code.
     #[error("tensor {tensor} holds the code 3 at row {row}, column {col}; codes are 0, 1 and 2")]

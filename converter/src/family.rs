@@ -165,13 +165,12 @@ const UNKNOWN: &str = "its architecture is none of BitNetForCausalLM, BitnetForC
                        LlamaForCausalLM and BitNetLatentForCausalLM";
 
 fn latent(quantization: Option<Quantization>) -> Result<Detected> {
-    match quantization.map(|q| (q.packed, q.in_linear)) {
-        None | Some((None, None)) => Ok(Detected::new(Family::Latent, WeightForm::Masters)),
-        Some((_, Some(_))) => Err(refused(LATENT, "its linears have norms of their own")),
-        Some((Some(_), None)) => Err(refused(
-            "packed BitNetLatentForCausalLM",
-            "latent attention is converted from master weights only",
-        )),
+    match quantization {
+        None => Ok(Detected::new(Family::Latent, WeightForm::Masters)),
+        Some(quantization) if quantization.in_linear.is_none() => {
+            Ok(quantization.of(Family::Latent))
+        }
+        Some(_) => Err(refused(LATENT, "its linears have norms of their own")),
     }
 }
 
@@ -206,14 +205,10 @@ fn told_by_names(config: &Value, names: TensorNames<'_>) -> Result<Option<Detect
     } else {
         return Ok(None);
     };
-    if config
-        .get("quantization_config")
-        .is_some_and(|q| !q.is_null())
-    {
-        let reason = "its family has none: weights are quantised as in training";
-        return Err(unsupported("quantization_config", config, reason));
-    }
-    Ok(Some(Detected::new(family, WeightForm::Masters)))
+    // Their own files are masters and say nothing of quantisation; this project packs them.
+    let weights = Quantization::read(config)?.map(|quantization| quantization.of(family).weights);
+    let weights = weights.unwrap_or(WeightForm::Masters);
+    Ok(Some(Detected::new(family, weights)))
 }
 
 fn qwen3_embedding(config: &Value, names: TensorNames<'_>) -> Result<Family> {
@@ -486,10 +481,11 @@ mod tests {
             "model.layers.0.mlp.ffn_layernorm.weight",
         ];
         let latent_q = ["layers.0.attention.latent_q.weight"];
-        let cases: [(Value, &[&str], Family, WeightForm); 12] = [
+        let cases: [(Value, &[&str], Family, WeightForm); 13] = [
             (class(BITNET, "online"), &[], F::BitNet, Masters),
             (class(BITNET, "offline"), &[], F::BitNet, MULTIPLIES),
             (class(LATENT, "online"), &[], F::Latent, Masters),
+            (class(LATENT, "offline"), &[], F::Latent, MULTIPLIES),
             (class(LLAMA, "offline"), &[], F::Llama, MULTIPLIES),
             (older, &[], F::Llama, DIVIDES),
             (bare(BITNET), &SUB_NORMS, F::BitNet, Masters),
@@ -647,14 +643,6 @@ mod tests {
                 names: &[],
                 message: "key modules_to_not_convert is [\"lm_head\",\"o_proj\"]: \
                           only embedding and head may stay dense",
-            },
-            Case {
-                config: json!({
-                    "architectures": [LATENT], "quantization_config": quantized("offline"),
-                }),
-                names: &[],
-                message: "this is a packed BitNetLatentForCausalLM checkpoint, which is not \
-                          supported: latent attention is converted from master weights only",
             },
         ];
         for case in cases {

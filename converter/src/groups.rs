@@ -225,6 +225,21 @@ impl<'c> TernaryGroups<'c> {
         }
     }
 
+    /// Rows that are in the order of `spec` already.
+    #[must_use]
+    pub fn as_stored(source: Box<dyn CodeRows + 'c>, scale: f32, spec: &TensorSpec) -> Self {
+        Self {
+            source,
+            order: RowOrder::AsStored,
+            scale,
+            rows: spec.rows,
+            cols: spec.cols,
+            next_row: 0,
+            group: Vec::new(),
+            head: Vec::new(),
+        }
+    }
+
     /// Scale of the matrix, in the convention of its checkpoint.
     #[must_use]
     pub const fn scale(&self) -> f32 {

@@ -13,16 +13,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
-use bitnet_converter::convert::{FileBytes, FileView, Outcome};
+use bitnet_converter::convert::{FileBytes, FileView, InputKind, Outcome, open_verified};
 use bitnet_converter::inspect::Listing;
-use bitnet_converter::{
-    Conversion, ConvertError, DenseWeights, PackOptions, convert, convert_dummy,
-};
+use bitnet_converter::{Conversion, ConvertError, Export, convert, convert_dummy};
 use bitnet_formats::Archive;
 use indicatif::{ProgressBar, ProgressStyle};
 use memmap2::Mmap;
 
-use crate::args::{Action, Command, Input};
+use crate::args::{Action, Command, Input, Job};
 
 fn main() -> ExitCode {
     let command = Command::from_env();
@@ -53,17 +51,51 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 fn run(command: &Command) -> anyhow::Result<()> {
     match &command.action {
         Action::Inspect(file) => inspect(file, command.json),
-        Action::Write {
-            from,
-            output,
-            pack,
-            dense,
-            self_test,
-        } => {
-            let outcome = write(from, output, (*pack, *dense), *self_test)?;
-            print_outcome(&outcome, command.json)
+        Action::Write(job) => match job.export()? {
+            Some(input) => export(input, job),
+            None => print_outcome(&write(job)?, command.json),
+        },
+    }
+}
+
+impl Job {
+    /// The `.btn` file that is to be given back in another format, if that is the job.
+    fn export(&self) -> anyhow::Result<Option<&Path>> {
+        let Input::Checkpoint(input) = &self.from else {
+            return Ok(None);
+        };
+        let is_btn = InputKind::of(input)? == InputKind::Btn;
+        let extension = self.output.extension().and_then(|e| e.to_str());
+        match (is_btn, extension) {
+            (true, Some("btn")) => Ok(None),
+            (true, _) => Ok(Some(input)),
+            (false, Some("gguf" | "safetensors")) => anyhow::bail!(
+                "{}: from this input a .btn file can be written; that can then be converted",
+                self.output.display()
+            ),
+            (false, _) => Ok(None),
         }
     }
+}
+
+fn export(input: &Path, job: &Job) -> anyhow::Result<()> {
+    let file = File::open(input).with_context(|| format!("cannot open {}", input.display()))?;
+    let bytes = map(&file).with_context(|| format!("cannot read {}", input.display()))?;
+    let archive = open_verified(&bytes, input)?;
+    let output = job.output.display();
+    let export = Export {
+        archive: &archive,
+        release: &|| bytes.release(),
+    };
+    if job.output.extension().is_some_and(|e| e == "gguf") {
+        if let Some(reason) = export.gguf(&job.output, job.gguf)? {
+            eprintln!("warning: {output} has no tokenizer: {reason}");
+        }
+    } else {
+        export.checkpoint(&job.output)?;
+    }
+    eprintln!("wrote {output}");
+    Ok(())
 }
 
 fn inspect(path: &Path, json: bool) -> anyhow::Result<()> {
@@ -81,19 +113,16 @@ fn inspect(path: &Path, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write(
-    from: &Input,
-    output: &Path,
-    (pack, dense): (PackOptions, DenseWeights),
-    self_test: bool,
-) -> anyhow::Result<Outcome> {
+fn write(job: &Job) -> anyhow::Result<Outcome> {
     let bar = progress_bar();
     let stop = stop_on_interrupt()?;
     let start = Instant::now();
     let conversion = Conversion {
-        pack,
-        dense,
-        self_test,
+        pack: job.pack,
+        read: job.read,
+        prune_dead: job.prune_dead,
+        verify: job.verify,
+        self_test: job.self_test,
         read_back: map,
         progress: &mut |done, total| {
             bar.set_length(total);
@@ -104,23 +133,33 @@ fn write(
             }
         },
     };
-    let outcome = match from {
-        Input::Checkpoint(input) => convert(input, output, conversion)?,
-        Input::Dummy(preset, seed) => convert_dummy(*preset, *seed, output, conversion)?,
+    let outcome = match &job.from {
+        Input::Checkpoint(input) => convert(input, &job.output, conversion)?,
+        Input::Dummy(preset, seed) => convert_dummy(*preset, *seed, &job.output, conversion)?,
     };
     bar.finish_and_clear();
-    summarise(from, output, &outcome, start.elapsed().as_secs_f64());
+    summarise(job, &outcome, start.elapsed().as_secs_f64());
     Ok(outcome)
 }
 
-fn summarise(from: &Input, output: &Path, outcome: &Outcome, seconds: f64) {
-    if !outcome.has_tokenizer && matches!(from, Input::Checkpoint(_)) {
+fn summarise(job: &Job, outcome: &Outcome, seconds: f64) {
+    if !outcome.has_tokenizer && matches!(job.from, Input::Checkpoint(_)) {
+        eprintln!("warning: the input has no tokenizer; the model takes token ids only");
+    }
+    let (output, bytes) = (job.output.display(), outcome.file_bytes);
+    eprintln!("wrote {output}: {bytes} bytes in {seconds:.1} s");
+    if let Some(pruned) = outcome.pruned {
         eprintln!(
-            "warning: no tokenizer.json beside the checkpoint; the model takes token ids only"
+            "pruned {pruned} dead neurons; the logits of the self-test prompts are the same bits"
         );
     }
-    let (output, bytes) = (output.display(), outcome.file_bytes);
-    eprintln!("wrote {output}: {bytes} bytes in {seconds:.1} s");
+    if let Some(verified) = outcome.verified {
+        eprintln!(
+            "verified: {} codes, {} scales, {} elements of norms and {} of embedding and head are \
+             those of the input",
+            verified.codes, verified.scales, verified.gains, verified.values
+        );
+    }
 }
 
 /// A bar on a terminal, nothing elsewhere.

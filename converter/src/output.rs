@@ -52,6 +52,12 @@ impl PartialFile {
         &self.file
     }
 
+    /// Where the unfinished file is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Gives the file its final name, once its bytes are on the disk.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use crate::error::ConvertError;
 use crate::groups::CodeRows;
 
 /// Rows that one stored row holds.
-const ROWS_PER_BYTE: usize = 4;
+pub const ROWS_PER_BYTE: usize = 4;
 
 /// Stored rows of a packed matrix of `rows` rows.
 ///

@@ -18,19 +18,33 @@ pub struct Kind {
     pub weights: u64,
     /// Bytes they take, padding of rows and columns included.
     pub bytes: u64,
-    /// Zeros among the weights; ternary tensors only.
-    pub zeros: Option<u64>,
+    /// How many weights are -1, 0 and 1; ternary tensors only.
+    pub counts: Option<[u64; 3]>,
 }
 
 /// The kinds in file order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     kinds: Vec<Kind>,
+    dead_neurons: u64,
+    neurons: u64,
 }
 
 impl Report {
+    /// Adds the feed-forward neurons of a block, of which some are zero whatever the input.
+    pub fn add_neurons(&mut self, dead: u64, all: u64) {
+        self.dead_neurons += dead;
+        self.neurons += all;
+    }
+
+    /// Feed-forward neurons that are zero whatever the input, and all of them.
+    #[must_use]
+    pub const fn dead_neurons(&self) -> (u64, u64) {
+        (self.dead_neurons, self.neurons)
+    }
+
     /// Adds a tensor.
-    pub fn add(&mut self, spec: &TensorSpec, dtype: Dtype, zeros: Option<u64>) {
+    pub fn add(&mut self, spec: &TensorSpec, dtype: Dtype, counts: Option<[u64; 3]>) {
         let place = self.kinds.iter().position(|kind| kind.role == spec.role);
         let place = place.unwrap_or_else(|| {
             self.kinds.push(Kind::empty(spec.role, dtype));
@@ -40,8 +54,8 @@ impl Report {
         kind.tensors += 1;
         kind.weights += spec.rows as u64 * spec.cols as u64;
         kind.bytes += dtype.payload_bytes(spec.rows, spec.cols);
-        if let Some(zeros) = zeros {
-            *kind.zeros.get_or_insert(0) += zeros;
+        if let Some(counts) = counts {
+            kind.counts = Some(sum(kind.counts.unwrap_or_default(), counts));
         }
     }
 
@@ -53,7 +67,7 @@ impl Report {
 
     /// All ternary tensors, and all tensors.
     fn totals(&self) -> [(&'static str, Total); 2] {
-        let ternary = |kind: &&Kind| kind.zeros.is_some();
+        let ternary = |kind: &&Kind| kind.counts.is_some();
         [
             ("all ternary", Total::of(self.kinds.iter().filter(ternary))),
             ("all", Total::of(self.kinds.iter())),
@@ -70,7 +84,10 @@ impl Report {
             .map(Kind::to_json)
             .collect::<Vec<_>>();
         let [(_, ternary), (_, all)] = self.totals();
-        json!({ "kinds": kinds, "ternary": ternary.to_json(), "total": all.to_json() })
+        json!({
+            "kinds": kinds, "ternary": ternary.to_json(), "total": all.to_json(),
+            "dead_neurons": self.dead_neurons, "neurons": self.neurons,
+        })
     }
 }
 
@@ -82,7 +99,7 @@ impl Kind {
             tensors: 0,
             weights: 0,
             bytes: 0,
-            zeros: None,
+            counts: None,
         }
     }
 
@@ -104,21 +121,25 @@ struct Total {
     tensors: u64,
     weights: u64,
     bytes: u64,
-    zeros: Option<u64>,
+    counts: Option<[u64; 3]>,
+}
+
+fn sum(a: [u64; 3], b: [u64; 3]) -> [u64; 3] {
+    [a[0] + b[0], a[1] + b[1], a[2] + b[2]]
 }
 
 impl Total {
-    /// The sum; of zeros only where every kind counts them.
+    /// The sum; of counts only where every kind has them.
     fn of<'k>(kinds: impl Iterator<Item = &'k Kind>) -> Self {
         let start = Self {
-            zeros: Some(0),
+            counts: Some([0; 3]),
             ..Self::default()
         };
         kinds.fold(start, |total, kind| Self {
             tensors: total.tensors + kind.tensors,
             weights: total.weights + kind.weights,
             bytes: total.bytes + kind.bytes,
-            zeros: total.zeros.zip(kind.zeros).map(|(a, b)| a + b),
+            counts: total.counts.zip(kind.counts).map(|(a, b)| sum(a, b)),
         })
     }
 
@@ -127,7 +148,18 @@ impl Total {
     }
 
     fn zero_share(&self) -> Option<f64> {
-        self.zeros.map(|n| n as f64 / self.weights.max(1) as f64)
+        self.counts
+            .map(|[_, n, _]| n as f64 / self.weights.max(1) as f64)
+    }
+
+    /// Bits a weight would take if each were coded by how often its value occurs.
+    fn entropy(&self) -> Option<f64> {
+        let all = self.weights.max(1) as f64;
+        let bits = |n: u64| match n {
+            0 => 0.0,
+            n => -(n as f64 / all) * (n as f64 / all).log2(),
+        };
+        self.counts.map(|counts| counts.into_iter().map(bits).sum())
     }
 
     fn to_json(self) -> Value {
@@ -137,6 +169,7 @@ impl Total {
             "bytes": self.bytes,
             "bits_per_weight": self.bits_per_weight(),
             "zero_share": self.zero_share(),
+            "entropy": self.entropy(),
         })
     }
 
@@ -145,9 +178,11 @@ impl Total {
             Some(share) => format!("{:.1} %", 100.0 * share),
             None => "-".to_owned(),
         };
+        let entropy = self.entropy();
+        let entropy = entropy.map_or_else(|| "-".to_owned(), |bits| format!("{bits:.3}"));
         writeln!(
             f,
-            "{name:<16} {dtype:<5} {:>7} {:>13} {zeros:>7} {:>12.3} {:>13}",
+            "{name:<16} {dtype:<5} {:>7} {:>13} {zeros:>7} {entropy:>8} {:>12.3} {:>13}",
             self.tensors,
             self.weights,
             self.bits_per_weight(),
@@ -160,8 +195,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<16} {:<5} {:>7} {:>13} {:>7} {:>12} {:>13}",
-            "kind", "type", "tensors", "weights", "zeros", "bits/weight", "bytes"
+            "{:<16} {:<5} {:>7} {:>13} {:>7} {:>8} {:>12} {:>13}",
+            "kind", "type", "tensors", "weights", "zeros", "entropy", "bits/weight", "bytes"
         )?;
         for kind in &self.kinds {
             kind.total().line(kind.role.name(), kind.dtype.name(), f)?;
@@ -169,6 +204,11 @@ impl fmt::Display for Report {
         for (name, total) in self.totals() {
             total.line(name, "", f)?;
         }
-        Ok(())
+        let share = 100.0 * self.dead_neurons as f64 / self.neurons.max(1) as f64;
+        writeln!(
+            f,
+            "dead feed-forward neurons: {} of {} ({share:.1} %)",
+            self.dead_neurons, self.neurons
+        )
     }
 }

@@ -10,7 +10,7 @@ use crate::error::ConvertError;
 use crate::family::{Family, WeightForm};
 use crate::groups::{Arithmetic, CodeRows, DequantizedRows, QuantizedRows, TernaryGroups};
 use crate::names::Naming;
-use crate::packed::{PackedRows, stored_rows};
+use crate::packed::{PackedRows, ROWS_PER_BYTE, stored_rows};
 use crate::rows::{StoredRows, WeightRows};
 
 /// Gives every trained tensor of a model, streamed.
@@ -31,6 +31,16 @@ pub trait Source {
     ///
     /// It cannot be read.
     fn rows(&self, spec: &TensorSpec) -> Result<Box<dyn WeightRows + '_>, ConvertError>;
+
+    /// Feed-forward neurons of each block: as many as the configuration says, unless some are pruned.
+    fn ffn_widths(&self) -> Vec<usize> {
+        vec![self.config().intermediate_size; self.config().n_layers]
+    }
+
+    /// The `n` inverse rotary frequencies: those of the model's base, unless the source has its own.
+    fn inv_freq(&self, n: usize) -> Vec<f32> {
+        self.config().rope.inv_freq(n)
+    }
 }
 
 /// A checkpoint that holds exactly the tensors of a model.
@@ -94,7 +104,9 @@ impl<'c> CheckpointSource<'c> {
         let tensor = self.tensor(spec.role, spec.layer)?;
         let name = scale_name(&tensor.info.name);
         let scale = read_scale(find(self.checkpoint, &name, || vec![1])?)?;
-        let rows = PackedRows::new(tensor, spec.rows, spec.cols)?;
+        // The shape of the source's tensor: the halves of kv_b_proj come from one.
+        let (rows, cols) = (ROWS_PER_BYTE * tensor.info.shape[0], tensor.info.shape[1]);
+        let rows = PackedRows::new(tensor, rows, cols)?;
         Ok((Box::new(rows), scale))
     }
 

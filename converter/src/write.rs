@@ -123,6 +123,7 @@ pub fn write_tensors<W: Write + Seek>(
             progress,
         },
         report: Report::default(),
+        dead: Vec::new(),
     };
     while let Some(spec) = packer.writer.next_tensor() {
         packer.tensor(&spec)?;
@@ -147,6 +148,8 @@ struct Packer<'a, W> {
     options: &'a PackOptions,
     meter: Meter<'a>,
     report: Report,
+    /// Neurons of the block whose row of gate is zero.
+    dead: Vec<bool>,
 }
 
 impl<W: Write + Seek> Packer<'_, W> {
@@ -164,29 +167,43 @@ impl<W: Write + Seek> Packer<'_, W> {
         let layout = ternary_layout(self.options.layout, spec.cols);
         let dtype = Dtype::Ternary(layout);
         self.writer.begin_tensor(dtype, groups.scale())?;
-        let zeros = self.groups(groups, layout, spec)?;
-        self.report.add(spec, dtype, Some(zeros));
+        let rows = self.groups(groups, layout, spec)?;
+        self.report.add(spec, dtype, Some(rows.counts));
+        self.note_dead(spec, rows.zero_rows);
         Ok(())
     }
 
-    /// Packs the row groups; returns how many codes are zero.
+    /// A neuron is dead where its row of gate or its row of up is zero; gate comes first.
+    fn note_dead(&mut self, spec: &TensorSpec, zero_rows: Vec<bool>) {
+        match spec.role {
+            TensorRole::Gate => self.dead = zero_rows,
+            TensorRole::Up => {
+                let dead = self.dead.iter().zip(&zero_rows).filter(|(a, b)| **a || **b);
+                let (dead, all) = (dead.count() as u64, zero_rows.len() as u64);
+                self.report.add_neurons(dead, all);
+            }
+            _ => (),
+        }
+    }
+
+    /// Packs the row groups, and counts what is in them.
     fn groups(
         &mut self,
         mut groups: TernaryGroups<'_>,
         layout: TernaryLayout,
         spec: &TensorSpec,
-    ) -> Result<u64, WriteError> {
+    ) -> Result<PackedMatrix, WriteError> {
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, &mut *self.writer);
         let mut packed = vec![0; layout.group_bytes(spec.cols)];
-        let mut zeros = 0;
+        let mut matrix = PackedMatrix::default();
         while let Some(codes) = groups.next_group()? {
             layout.pack_group(codes, spec.cols, &mut packed);
             out.write_all(&packed)?;
-            zeros += codes.iter().filter(|code| **code == 0).count() as u64;
+            matrix.count(codes, spec.cols);
             self.meter.advance(codes.len())?;
         }
         out.flush()?;
-        Ok(zeros)
+        Ok(matrix)
     }
 
     fn matrix(&mut self, spec: &TensorSpec) -> Result<(), WriteError> {
@@ -226,7 +243,7 @@ impl<W: Write + Seek> Packer<'_, W> {
         let mut codes = vec![0i8; spec.cols];
         for_each_block(rows, spec, |_, block| {
             for row in block.chunks_exact(spec.cols) {
-                out.write_all(&quantize(row, &mut codes).to_le_bytes())?;
+                out.write_all(&int8_row(row, &mut codes).to_le_bytes())?;
             }
             self.meter.advance(0)
         })?;
@@ -234,7 +251,7 @@ impl<W: Write + Seek> Packer<'_, W> {
         out.write_all(&vec![0; scales.next_multiple_of(64) - scales])?;
         for_each_block(rows, spec, |_, block| {
             for row in block.chunks_exact(spec.cols) {
-                quantize(row, &mut codes);
+                int8_row(row, &mut codes);
                 out.write_all(&codes.iter().map(|c| *c as u8).collect::<Vec<_>>())?;
             }
             self.meter.advance(block.len())
@@ -244,7 +261,7 @@ impl<W: Write + Seek> Packer<'_, W> {
 
     fn vector(&mut self, spec: &TensorSpec) -> Result<(), WriteError> {
         let values = match spec.role {
-            TensorRole::RopeInvFreq => self.source.config().rope.inv_freq(spec.cols),
+            TensorRole::RopeInvFreq => self.source.inv_freq(spec.cols),
             _ => {
                 let mut values = vec![0.0; spec.cols];
                 self.source.rows(spec)?.read(0, &mut values)?;
@@ -256,6 +273,31 @@ impl<W: Write + Seek> Packer<'_, W> {
         self.writer.write_all(&bytes)?;
         self.report.add(spec, Dtype::F32, None);
         self.meter.advance(spec.cols)
+    }
+}
+
+/// What a ternary matrix holds.
+#[derive(Default)]
+struct PackedMatrix {
+    /// How many codes are -1, 0 and 1.
+    counts: [u64; 3],
+    /// True for rows of zeros alone.
+    zero_rows: Vec<bool>,
+}
+
+impl PackedMatrix {
+    fn count(&mut self, codes: &[i8], cols: usize) {
+        for row in codes.chunks_exact(cols) {
+            let plus = row.iter().filter(|code| **code > 0).count();
+            let minus = row.iter().filter(|code| **code < 0).count();
+            let zero = cols - plus - minus;
+            let found = [minus, zero, plus].map(|n| n as u64);
+            self.counts
+                .iter_mut()
+                .zip(found)
+                .for_each(|(sum, n)| *sum += n);
+            self.zero_rows.push(zero == cols);
+        }
     }
 }
 
@@ -275,8 +317,17 @@ fn for_each_block(
 }
 
 /// Quantises a row of finite values; [`WeightRows::read`] gives no others.
-fn quantize(row: &[f32], codes: &mut [i8]) -> f32 {
-    quantize_row(row, codes).expect("rows are read as finite values")
+///
+/// A row that was written out from int8 gets the codes and the scale it had, so that nothing is rounded
+/// twice: codes come from the largest value, and the scale may be off by the rounding of one product.
+pub(crate) fn int8_row(row: &[f32], codes: &mut [i8]) -> f32 {
+    let scale = quantize_row(row, codes).expect("rows are read as finite values");
+    let gives_back = |scale: &f32| {
+        let mut pairs = codes.iter().zip(row);
+        pairs.all(|(code, w)| f32::from(*code) * scale == *w)
+    };
+    let near = [scale, scale.next_up(), scale.next_down()];
+    near.into_iter().find(gives_back).unwrap_or(scale)
 }
 
 /// Appends values as `dtype`, or gives the place of the first that is too large for it.

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use bitnet_converter::convert::load;
 use bitnet_converter::{
-    Conversion, ConvertError, DenseWeights, EmbeddingType, PackOptions, convert, convert_dummy,
+    Conversion, ConvertError, EmbeddingType, PackOptions, ReadOptions, convert, convert_dummy,
 };
 use bitnet_formats::{
     Archive, Attention, Dtype, ModelConfig, Preset, SectionKind, TensorClass, TensorRole,
@@ -264,7 +264,9 @@ fn dummy(preset: Preset, seed: u64) -> (bitnet_converter::Report, Vec<u8>) {
     let output = dir.path().join("dummy.btn");
     let conversion = Conversion {
         pack: PackOptions::default(),
-        dense: DenseWeights::Refuse,
+        read: ReadOptions::default(),
+        prune_dead: false,
+        verify: true,
         self_test: true,
         read_back: load,
         progress: &mut |_, _| ControlFlow::Continue(()),
@@ -279,8 +281,9 @@ fn dummies_are_seeded_and_run() {
     assert!(file == dummy(Preset::Nano, 7).1);
     assert!(file != dummy(Preset::Nano, 8).1);
     assert_eq!(hashes(&file).len(), 3);
-    for kind in report.kinds().iter().filter(|kind| kind.zeros.is_some()) {
-        let share = kind.zeros.unwrap() as f64 / kind.weights as f64;
+    let kinds = report.kinds().iter();
+    for (kind, [_, zeros, _]) in kinds.filter_map(|kind| Some((kind, kind.counts?))) {
+        let share = zeros as f64 / kind.weights as f64;
         assert!((0.37..0.43).contains(&share), "{kind:?}");
     }
 }
@@ -293,7 +296,9 @@ fn a_stopped_conversion_leaves_nothing() {
     for stop_at in [1, 2_000, 20_000] {
         let conversion = Conversion {
             pack: PackOptions::default(),
-            dense: DenseWeights::Refuse,
+            read: ReadOptions::default(),
+            prune_dead: false,
+            verify: true,
             self_test: true,
             read_back: load,
             progress: &mut |done, total| {
@@ -316,7 +321,9 @@ fn progress_ends_at_the_total() {
     let mut last = (0, 1);
     let conversion = Conversion {
         pack: PackOptions::default(),
-        dense: DenseWeights::Refuse,
+        read: ReadOptions::default(),
+        prune_dead: false,
+        verify: true,
         self_test: false,
         read_back: load,
         progress: &mut |done, total| {

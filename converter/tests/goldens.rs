@@ -201,3 +201,47 @@ fn activation_quantiser_vectors() {
         assert_eq!(found, expected[row]);
     }
 }
+
+/// Bytes of GGUF's ternary blocks as its own library wrote them: read to the same codes, written to the
+/// same bytes.
+#[test]
+fn gguf_ternary_vectors() {
+    use bitnet_converter::gguf::kinds::{
+        I2sLayout, tq_scale, tq1_0_block, tq1_0_codes, tq2_0_block, tq2_0_codes,
+    };
+    let bytes = std::fs::read(fixture("quantizers/quantizers.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let data = |name: &str| file.tensor(name).unwrap().data().to_vec();
+    for (kind, size) in [("TQ1_0", 54), ("TQ2_0", 66)] {
+        let blocks = data(&format!("gguf.{kind}.bytes"));
+        let values = floats(&file.tensor(&format!("gguf.{kind}.dequant")).unwrap());
+        assert_eq!(blocks.len() / size, 12);
+        for (block, values) in blocks.chunks(size).zip(values.chunks(256)) {
+            let (mut codes, scale) = ([0; 256], tq_scale(block));
+            let half = u16::from_le_bytes(block[size - 2..].try_into().unwrap());
+            let written = if kind == "TQ1_0" {
+                tq1_0_codes(block.try_into().unwrap(), &mut codes);
+                tq1_0_block(&codes, half).to_vec()
+            } else {
+                tq2_0_codes(block.try_into().unwrap(), &mut codes).unwrap();
+                tq2_0_block(&codes, half).to_vec()
+            };
+            assert_eq!(written, block, "{kind}");
+            let found: Vec<f32> = codes.iter().map(|c| f32::from(*c) * scale).collect();
+            assert_eq!(found, values, "{kind}");
+        }
+    }
+    let (packed, expected) = (
+        data("gguf.I2_S.bytes"),
+        codes(&file.tensor("gguf.I2_S.codes").unwrap()),
+    );
+    let scale = floats(&file.tensor("gguf.I2_S.scale").unwrap())[0];
+    assert_eq!(packed[expected.len() / 4..][..4], scale.to_le_bytes());
+    for (block, expected) in packed.chunks(32).zip(expected.chunks(128)) {
+        let mut found = [0; 128];
+        I2sLayout::X86
+            .codes(block.try_into().unwrap(), &mut found)
+            .unwrap();
+        assert_eq!(found, expected);
+    }
+}

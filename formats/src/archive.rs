@@ -10,7 +10,7 @@ use crate::header::{
     TENSOR_ENTRY_BYTES, TensorEntry, check_crc, header_bytes,
 };
 use crate::metadata::{self, SelfTests, SpecialTokens};
-use crate::schema::{TensorClass, TensorRole, TensorSpec};
+use crate::schema::{FfnAxis, TensorClass, TensorRole, TensorSpec};
 use crate::section::SectionKind;
 use crate::ternary::TernaryView;
 
@@ -84,9 +84,35 @@ impl<'w> Archive<'w> {
 
     /// The tensor table, each entry with what the configuration says it is.
     pub fn tensors(&self) -> impl Iterator<Item = (TensorSpec, TensorEntry)> + '_ {
+        let entries = self.tensor_table().map(TensorEntry::read);
+        let mut width = self.config.intermediate_size;
         self.config
             .tensors()
-            .zip(self.tensor_table().map(TensorEntry::read))
+            .zip(entries)
+            .map(move |(spec, entry)| {
+                width = block_width(&self.config, &spec, &entry, width);
+                (spec.with_ffn_width(width), entry)
+            })
+    }
+
+    /// Feed-forward neurons of a block.
+    #[must_use]
+    pub fn ffn_width(&self, layer: usize) -> usize {
+        let full = self.config.intermediate_size;
+        if !self.config.pruned_ffn {
+            return full;
+        }
+        let gate = self.payload(TensorRole::Gate, Some(layer));
+        gate.map_or(full, |(entry, _)| entry.rows as usize)
+    }
+
+    fn shape(&self, role: TensorRole, layer: Option<usize>) -> (usize, usize) {
+        let (rows, cols) = self.config.shape(role);
+        match (role.ffn_axis(), layer) {
+            (Some(FfnAxis::Rows), Some(layer)) => (self.ffn_width(layer), cols),
+            (Some(FfnAxis::Cols), Some(layer)) => (rows, self.ffn_width(layer)),
+            _ => (rows, cols),
+        }
     }
 
     /// The bytes of a section.
@@ -121,7 +147,7 @@ impl<'w> Archive<'w> {
         let (entry, payload) = self.payload(role, layer)?;
         match Dtype::from_code(entry.dtype)? {
             Dtype::Ternary(layout) => {
-                TernaryView::new(layout, self.config.shape(role), entry.scale, payload)
+                TernaryView::new(layout, self.shape(role, layer), entry.scale, payload)
             }
             _ => None,
         }
@@ -171,10 +197,13 @@ impl<'w> Archive<'w> {
             .ok_or(FormatError::MissingSection(SectionKind::Weights))?;
         let mut end = weights.offset;
         let table = header_bytes(u64::from(self.preamble.n_sections), 0);
+        let mut width = self.config.intermediate_size;
         for (index, (spec, bytes)) in self.config.tensors().zip(self.tensor_table()).enumerate() {
             let base = table + (index * TENSOR_ENTRY_BYTES) as u64;
             let entry = TensorEntry::decode(bytes, base)?;
             let problem = |problem| FormatError::Tensor { index, problem };
+            width = block_width(&self.config, &spec, &entry, width);
+            let spec = spec.with_ffn_width(width);
             let place = check_tensor(&spec, &entry, end).map_err(problem)?;
             end = place.end;
         }
@@ -198,6 +227,25 @@ impl<'w> Archive<'w> {
             }
         }
         Ok(())
+    }
+}
+
+/// Feed-forward neurons of the block a tensor belongs to: the rows of its gate, which stands before all
+/// others that count them, where they are some and no more than the configuration allows.
+fn block_width(
+    config: &ModelConfig,
+    spec: &TensorSpec,
+    entry: &TensorEntry,
+    width: usize,
+) -> usize {
+    let (full, rows) = (config.intermediate_size, entry.rows as usize);
+    if spec.role != TensorRole::Gate {
+        return width;
+    }
+    if config.pruned_ffn && (1..=full).contains(&rows) {
+        rows
+    } else {
+        full
     }
 }
 

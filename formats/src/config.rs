@@ -53,6 +53,10 @@ pub struct ModelConfig {
     pub qk_latent_dim: Option<usize>,
     /// What the model gives for a position.
     pub output: Output,
+    /// True where blocks have lost feed-forward neurons that are always zero. How many a block has
+    /// left, at most `intermediate_size`, is told by its tensors; norms over them divide by
+    /// `intermediate_size` all the same, so that nothing else changes.
+    pub pruned_ffn: bool,
 }
 
 /// How attention makes its keys and values.
@@ -292,6 +296,8 @@ impl ModelConfig {
         if let Some(dim) = self.qk_latent_dim {
             in_range("qk_latent_dim", dim, self.qk_head_dim())?;
         }
+        let other_norm = norms.kind != NormKind::Rms;
+        conflict(self.pruned_ffn && other_norm, "pruned_ffn", "LayerNorm")?;
         let head_is_other = self.output != Output::Logits;
         conflict(
             head_is_other && self.tie_embeddings,

@@ -34,6 +34,7 @@ struct Departures {
     in_linear: Option<f32>,
     qk_latent_dim: Option<usize>,
     output: Output,
+    pruned_ffn: bool,
 }
 
 impl Departures {
@@ -44,6 +45,7 @@ impl Departures {
         in_linear: None,
         qk_latent_dim: None,
         output: Output::Logits,
+        pruned_ffn: false,
     };
 }
 
@@ -99,6 +101,7 @@ fn split(config: &ModelConfig) -> (Base, Departures) {
         in_linear: norms.in_linear,
         qk_latent_dim: config.qk_latent_dim,
         output: config.output,
+        pruned_ffn: config.pruned_ffn,
     };
     (base, departures)
 }
@@ -127,5 +130,6 @@ fn join(base: Base, departures: Departures) -> ModelConfig {
         weight_scale: base.weight_scale,
         qk_latent_dim: departures.qk_latent_dim,
         output: departures.output,
+        pruned_ffn: departures.pruned_ffn,
     }
 }

@@ -130,6 +130,7 @@ const fn read_config(r: &mut Reader<'_>) -> ModelConfig {
         weight_scale: WeightScale::Multiply,
         qk_latent_dim: None,
         output: Output::Logits,
+        pruned_ffn: false,
     };
     config.norms.attn_sub_norm = r.flag();
     config.norms.ffn_sub_norm = r.flag();
@@ -157,6 +158,7 @@ const fn read_departures(r: &mut Reader<'_>, mut config: ModelConfig) -> ModelCo
             Output::Embedding
         }
     };
+    config.pruned_ffn = r.flag();
     config
 }
 
@@ -276,6 +278,7 @@ mod tests {
                 config.output =
                     [Output::Logits, Output::TernaryLogits, Output::Embedding][flags % 3];
                 config.norms.kind = [NormKind::Rms, NormKind::Layer][flags % 2];
+                config.pruned_ffn = flags & 4 != 0;
                 assert_eq!(config_of(&file(&config)), Some(config));
             }
         }

@@ -39,7 +39,7 @@ pub use dtype::{Dtype, MatrixView, Row, VectorView};
 pub use error::FormatError;
 pub use metadata::KvType;
 pub use presets::Preset;
-pub use schema::{TensorClass, TensorRole, TensorSpec};
+pub use schema::{FfnAxis, TensorClass, TensorRole, TensorSpec};
 pub use section::SectionKind;
 pub use ternary::{TernaryLayout, TernaryView};
 #[cfg(feature = "std")]

@@ -238,12 +238,13 @@ mod tests {
     #[test]
     fn the_version_is_the_oldest_that_will_do() {
         let plain = Preset::BitNetLarge.config();
-        let departures: [fn(&mut ModelConfig); 6] = [
+        let departures: [fn(&mut ModelConfig); 7] = [
             |c| c.norms.kind = NormKind::Layer,
             |c| c.norms.block = false,
             |c| c.norms.qk_norm = true,
             |c| c.norms.in_linear = Some(1e-6),
             |c| c.qk_latent_dim = Some(8),
+            |c| c.pruned_ffn = true,
             |c| (c.output, c.tie_embeddings) = (Output::Embedding, false),
         ];
         let mut buf = [0; MAX_CONFIG_BYTES];

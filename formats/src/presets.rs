@@ -124,6 +124,7 @@ const fn native(
         weight_scale: WeightScale::Divide,
         qk_latent_dim: None,
         output: Output::Logits,
+        pruned_ffn: false,
     }
 }
 

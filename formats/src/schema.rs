@@ -104,6 +104,33 @@ pub struct TensorSpec {
     pub cols: usize,
 }
 
+/// Which side of a tensor counts feed-forward neurons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FfnAxis {
+    /// Each row is one.
+    Rows,
+    /// Each column is one.
+    Cols,
+}
+
+impl TensorSpec {
+    /// The same tensor in a block with this many feed-forward neurons.
+    #[must_use]
+    pub const fn with_ffn_width(self, width: usize) -> Self {
+        match self.role.ffn_axis() {
+            Some(FfnAxis::Rows) => Self {
+                rows: width,
+                ..self
+            },
+            Some(FfnAxis::Cols) => Self {
+                cols: width,
+                ..self
+            },
+            None => self,
+        }
+    }
+}
+
 /// Tensors before the blocks.
 const PROLOGUE: [TensorRole; 2] = [TensorRole::Embedding, TensorRole::RopeInvFreq];
 
@@ -210,6 +237,16 @@ impl TensorRole {
             Self::O | Self::Gate | Self::Up | Self::Down => TensorClass::Ternary,
             Self::LatentQ | Self::LatentK | Self::TernaryHead => TensorClass::Ternary,
             _ => TensorClass::Vector,
+        }
+    }
+
+    /// Which side of tensors of this role counts feed-forward neurons, if one does.
+    #[must_use]
+    pub const fn ffn_axis(self) -> Option<FfnAxis> {
+        match self {
+            Self::Gate | Self::Up => Some(FfnAxis::Rows),
+            Self::FfnSubNorm | Self::DownInputNorm | Self::Down => Some(FfnAxis::Cols),
+            _ => None,
         }
     }
 

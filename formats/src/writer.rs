@@ -58,12 +58,40 @@ impl<W: Write + Seek> ArchiveWriter<W> {
     /// The configuration is not valid, a section is one the writer makes itself or comes twice, or
     /// writing fails.
     pub fn new(
-        mut out: W,
+        out: W,
         config: &ModelConfig,
         sections: &[(SectionKind, &[u8])],
     ) -> io::Result<Self> {
+        let widths = std::vec![config.intermediate_size; config.n_layers];
+        Self::with_ffn_widths(out, config, &widths, sections)
+    }
+
+    /// The same for blocks with these numbers of feed-forward neurons; they may differ from
+    /// `intermediate_size` where `pruned_ffn` is set.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), or the widths do not fit the configuration.
+    pub fn with_ffn_widths(
+        mut out: W,
+        config: &ModelConfig,
+        widths: &[usize],
+        sections: &[(SectionKind, &[u8])],
+    ) -> io::Result<Self> {
         config.validate().map_err(invalid)?;
-        let specs: Vec<_> = config.tensors().collect();
+        let full = config.intermediate_size;
+        let legal =
+            |width: &usize| *width == full || (config.pruned_ffn && (1..=full).contains(width));
+        if widths.len() != config.n_layers || !widths.iter().all(legal) {
+            return Err(invalid(
+                "the widths of the blocks do not fit the configuration",
+            ));
+        }
+        let width = |spec: &TensorSpec| spec.layer.map_or(full, |layer| widths[layer]);
+        let tensors = config.tensors();
+        let specs: Vec<_> = tensors
+            .map(|spec| spec.with_ffn_width(width(&spec)))
+            .collect();
         let header = header_bytes(sections.len() as u64 + 2, specs.len() as u64);
         out.seek(SeekFrom::Start(header))?;
         let mut writer = Self {

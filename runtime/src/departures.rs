@@ -87,6 +87,15 @@ pub(crate) struct LinearInput<'i> {
 }
 
 impl LinearInput<'_> {
+    /// The same with norms over what was `width` elements: [`Norm::over`].
+    pub(crate) fn over(self, width: usize) -> Self {
+        Self {
+            norm: self.norm.map(|norm| norm.over(width)),
+            inner: self.inner.map(|norm| norm.map(|norm| norm.over(width))),
+            ..self
+        }
+    }
+
     /// Quantises one token, once or for each linear that has a norm.
     pub(crate) fn quantize(
         &self,

@@ -36,6 +36,8 @@ pub enum RunError {
     NoThread,
     /// An f16 cache was asked for, but a latent cache is always the lossless int8 one.
     LatentCache,
+    /// A coarse head was asked for, and the model's head is not of int8 rows of a multiple of 64 columns.
+    CoarseHead,
     /// More positions than the session has left.
     ContextFull {
         /// Positions in use.
@@ -115,6 +117,9 @@ impl core::fmt::Display for RunError {
             Self::NoThread => f.write_str("threads must be at least 1"),
             Self::LatentCache => f.write_str(
                 "a latent cache is stored without loss as int8 and cannot be f16; use native or f32",
+            ),
+            Self::CoarseHead => f.write_str(
+                "a coarse head needs a head of int8 rows whose columns are a multiple of 64",
             ),
             Self::ContextFull { used, asked, max } => write!(
                 f,

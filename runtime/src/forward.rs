@@ -8,9 +8,14 @@ use core::ops::Range;
 
 use bitnet_formats::quant::{linear_factor, quantize_hidden};
 use bitnet_formats::ternary::GROUP_ROWS;
-use bitnet_formats::{Attention, Dtype, ModelConfig, Output, RopePairing, TernaryView, VectorView};
+use bitnet_formats::{
+    Attention, Dtype, ModelConfig, Output, RopePairing, Row, TernaryView, VectorView,
+};
+
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::buffers::{KvRows, LayerCache, Scratch, Workspace, Workspaces, split};
+use crate::coarse_head::{self, Cut};
 use crate::departures::{Gains, HeadWork, Inputs, LinearInput, planes};
 use crate::error::{RunError, at_layer};
 use crate::kernels::{HeadInput, HeadRows, HeadShape, Kernels, Latents, Store};
@@ -23,8 +28,8 @@ use crate::model::{Block, KvProjection, Model};
 use crate::parts::{Groups, Rows, Workers};
 use crate::plan::{TILE_QUERIES, code_stride, kv_widths};
 
-/// The stages of a pass, in order. Those from `AttnIn` to `Down` repeat for every block, `HeadIn`
-/// and `Head` for every position whose logits are wanted.
+/// The stages of a pass, in order. Those from `AttnIn` to `Down` repeat for every block, those from
+/// `HeadIn` on for every position whose logits are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Unit: token. Embedding row to the residual stream; the position's angles.
@@ -51,6 +56,10 @@ pub(crate) enum Stage {
     Down,
     /// One unit. Final norm of one token.
     HeadIn,
+    /// Unit: sixteen rows of the head. Coarse logits, where only the best token is wanted.
+    CoarseHead,
+    /// One unit. What a logit must reach to be the largest.
+    Select,
     /// Unit: sixteen rows of the head.
     Head,
 }
@@ -69,7 +78,7 @@ impl Stage {
             Self::FfnIn => Some(Self::GateUp),
             Self::GateUp => Some(Self::FfnMid),
             Self::FfnMid => Some(Self::Down),
-            Self::Down | Self::HeadIn | Self::Head => None,
+            Self::Down | Self::HeadIn | Self::CoarseHead | Self::Select | Self::Head => None,
         }
     }
 }
@@ -87,8 +96,10 @@ pub(crate) struct Forward<'a, 'w> {
     pub(crate) start: usize,
     /// Positions the cache has room for.
     pub(crate) capacity: usize,
-    /// Token of the chunk that `HeadIn` and `Head` work on.
+    /// Token of the chunk whose logits are made.
     pub(crate) head_token: usize,
+    /// Whether `Head` computes only the rows that `Select` leaves.
+    pub(crate) is_cut: bool,
 }
 
 impl<'a> Forward<'a, '_> {
@@ -101,10 +112,10 @@ impl<'a> Forward<'a, '_> {
             Stage::Qkv => groups(config.q_dim()) + groups(first) + groups(second),
             Stage::Attend => self.n_tokens() * config.n_heads,
             Stage::O | Stage::Down => groups(config.hidden_size),
-            Stage::GateUp => 2 * groups(config.intermediate_size),
-            Stage::HeadIn => 1,
+            Stage::GateUp => 2 * groups(self.block.gate.rows),
+            Stage::HeadIn | Stage::Select => 1,
             Stage::Head if config.output == Output::Embedding => 1,
-            Stage::Head => groups(config.vocab_size),
+            Stage::Head | Stage::CoarseHead => groups(config.vocab_size),
             _ => self.n_tokens(),
         }
     }
@@ -128,6 +139,8 @@ impl<'a> Forward<'a, '_> {
             Stage::FfnMid => self.ffn_mid(units),
             Stage::Down => self.residual_linear(self.block.down, units),
             Stage::HeadIn => self.head_in(),
+            Stage::CoarseHead => self.coarse_head(units),
+            Stage::Select => self.select(),
             Stage::Head => self.head(units),
         }
     }
@@ -203,9 +216,9 @@ impl<'a> Forward<'a, '_> {
     }
 
     fn gate_up(&mut self, units: Range<usize>) -> Result<(), RunError> {
-        let (n, config, block) = (self.n_tokens(), self.config, self.block);
+        let (n, block) = (self.n_tokens(), self.block);
         let scratch = &mut self.scratch;
-        let [gate, up] = ffn_arrays(scratch.wide, n, config);
+        let [gate, up] = ffn_arrays(scratch.wide, n, block.gate.rows);
         let inputs = Inputs::new(
             self.model,
             scratch.codes,
@@ -393,9 +406,10 @@ impl<'a> Forward<'a, '_> {
     fn ffn_mid(&mut self, tokens: Range<usize>) -> Result<(), RunError> {
         let (n, config, kernels) = (self.n_tokens(), self.config, self.model.kernels());
         let input = self.linear_input(self.block.ffn_sub_norm, self.block.in_linear.down);
-        let (width, stride) = (config.intermediate_size, code_stride(config));
+        let input = input.over(config.intermediate_size);
+        let (width, stride) = (self.block.gate.rows, code_stride(config));
         let scratch = &mut self.scratch;
-        let [gate, up] = ffn_arrays(scratch.wide, n, config);
+        let [gate, up] = ffn_arrays(scratch.wide, n, width);
         let (gate, up) = (Rows::new(gate, width), &*up);
         let planes = planes(scratch.codes, scratch.act_scales, n, stride);
         let (parts, spaces) = ((gate, planes), &mut scratch.spaces);
@@ -444,9 +458,43 @@ impl<'a> Forward<'a, '_> {
         }
     }
 
+    fn coarse_head(&mut self, units: Range<usize>) -> Result<(), RunError> {
+        let Some(head) = self.model.coarse_head() else {
+            return Ok(());
+        };
+        let (kernels, scratch) = (self.model.kernels(), &mut self.scratch);
+        let inverse = 1.0 / scratch.act_scales[self.head_token];
+        let high = &mut scratch.codes[..self.config.hidden_size];
+        let hidden = high.iter_mut().zip(&*scratch.hidden_codes);
+        hidden.for_each(|(high, hidden)| *high = coarse_head::high(*hidden));
+        let (high, logits) = (&*high, Rows::new(scratch.logits, GROUP_ROWS));
+        self.workers
+            .run(units, logits, &mut scratch.spaces, |units, logits, _| {
+                let (first, logits) = (units.start * GROUP_ROWS, logits.all());
+                let rows = first..first + logits.len();
+                kernels.coarse(&head.codes, rows.clone(), high, logits);
+                head.scale(rows, inverse, logits);
+                Ok(())
+            })
+    }
+
+    /// Finds out what a logit must reach. It waits in the residual stream, like a float head's input:
+    /// an int8 head does not read it.
+    fn select(&mut self) -> Result<(), RunError> {
+        if let Some(head) = self.model.coarse_head() {
+            let scratch = &mut self.scratch;
+            let inverse = 1.0 / scratch.act_scales[self.head_token];
+            let cut = head.cut(scratch.hidden_codes, inverse, scratch.logits);
+            *waiting_cut(scratch.residual) = cut;
+        }
+        Ok(())
+    }
+
     fn dense_head(&mut self, units: Range<usize>) -> Result<(), RunError> {
         let (config, matrix) = (self.config, self.model.head());
+        let coarse_head = self.model.coarse_head().filter(|_| self.is_cut);
         let (kernels, scratch) = (self.model.kernels(), &mut self.scratch);
+        let cut = coarse_head.map(|head| (head, *waiting_cut(scratch.residual)));
         let first = self.head_token * config.hidden_size;
         let input = match matrix.dtype {
             Dtype::I8Rows => {
@@ -455,13 +503,24 @@ impl<'a> Forward<'a, '_> {
             }
             _ => HeadInput::F32(&scratch.residual[first..][..config.hidden_size]),
         };
+        let compute = |first: usize, logits: &mut [f32]| {
+            kernels.head(&matrix, first..first + logits.len(), input, logits);
+            let finite = bitnet_formats::quant::absmax(logits).map(|_| ());
+            finite.map_err(at_layer(config.n_layers))
+        };
+        let expect = |row| {
+            if let Row::I8(codes, _) = matrix.row(row) {
+                kernels.prefetch(codes);
+            }
+        };
         let logits = Rows::new(scratch.logits, GROUP_ROWS);
         self.workers
             .run(units, logits, &mut scratch.spaces, |units, logits, _| {
                 let (first, logits) = (units.start * GROUP_ROWS, logits.all());
-                kernels.head(&matrix, first..first + logits.len(), input, logits);
-                let finite = bitnet_formats::quant::absmax(logits).map(|_| ());
-                finite.map_err(at_layer(config.n_layers))
+                match &cut {
+                    None => compute(first, logits),
+                    Some((head, cut)) => head.finish(first, cut, logits, expect, compute),
+                }
             })
     }
 
@@ -485,6 +544,12 @@ impl<'a> Forward<'a, '_> {
             layer: self.layer,
         }
     }
+}
+
+/// The first floats of an array, as a [`Cut`].
+fn waiting_cut(floats: &mut [f32]) -> &mut Cut {
+    let (cut, _) = Cut::mut_from_prefix(floats.as_mut_bytes()).expect("a coarse head has columns");
+    cut
 }
 
 /// Projections that read the same tokens.
@@ -685,9 +750,9 @@ impl<'s> AttentionArrays<'s> {
     }
 }
 
-/// Parts of `wide` in the feed-forward layer: gate and up, each `[n_tokens, intermediate_size]`.
-fn ffn_arrays<'s>(wide: &'s mut [f32], n: usize, config: &ModelConfig) -> [&'s mut [f32]; 2] {
-    split(wide, [n * config.intermediate_size; 2])
+/// Parts of `wide` in the feed-forward layer: gate and up, each `[n_tokens, width]`.
+fn ffn_arrays(wide: &mut [f32], n: usize, width: usize) -> [&mut [f32]; 2] {
+    split(wide, [n * width; 2])
 }
 
 /// Which units attention has: the heads of a latent cache all read the same rows.

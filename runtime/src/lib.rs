@@ -28,6 +28,7 @@
 #[cfg(feature = "std")]
 mod aligned;
 mod buffers;
+mod coarse_head;
 mod departures;
 mod error;
 mod forward;

@@ -6,6 +6,7 @@ use bitnet_formats::{
 };
 
 use crate::buffers::lend;
+use crate::coarse_head::{self, CoarseHead};
 use crate::departures::Gains;
 use crate::error::{Buffer, RunError};
 use crate::kernels::Kernels;
@@ -27,6 +28,9 @@ pub enum WeightHold {
 pub struct LoadOptions {
     /// How ternary weights are held.
     pub hold: WeightHold,
+    /// Whether a coarse copy of an int8 head is made, which [`Want::Best`](crate::Want::Best) reads
+    /// instead of the head: three quarters of its bytes, and the rows that the copy leaves open.
+    pub coarse_head: bool,
 }
 
 /// A model ready to run. Shared by any number of sessions; `'w` is the life of the file's bytes and
@@ -35,6 +39,7 @@ pub struct LoadOptions {
 pub struct Model<'w> {
     archive: Archive<'w>,
     copy: Option<(TernaryLayout, &'w [u8])>,
+    coarse_head: Option<CoarseHead<'w>>,
     kernels: Kernels,
 }
 
@@ -86,9 +91,18 @@ pub(crate) enum KvProjection<'w> {
 ///
 /// # Errors
 ///
-/// The weights exceed the address space.
+/// The weights exceed the address space, or the model can have no coarse head.
 pub fn weight_plan(config: &ModelConfig, options: &LoadOptions) -> Result<usize, RunError> {
-    match options.hold {
+    let copy = copy_plan(config, options.hold)?;
+    let head = match options.coarse_head {
+        true => coarse_head::plan(config)?,
+        false => 0,
+    };
+    copy.checked_add(head).ok_or(RunError::TooLarge)
+}
+
+fn copy_plan(config: &ModelConfig, hold: WeightHold) -> Result<usize, RunError> {
+    match hold {
         WeightHold::InPlace => Ok(0),
         WeightHold::Copy(layout) => {
             let bytes: u64 = ternary_shapes(config)
@@ -112,25 +126,43 @@ impl<'w> Model<'w> {
     ///
     /// # Errors
     ///
-    /// The buffer is too small or not aligned.
+    /// The buffer is too small or not aligned, or a coarse head was asked for and the head is not of
+    /// int8 rows.
     pub fn load(
         archive: &Archive<'w>,
         buffer: &'w mut [u8],
         options: &LoadOptions,
     ) -> Result<Self, RunError> {
         let needed = weight_plan(archive.config(), options)?;
+        let buffer = match needed {
+            0 => &mut [],
+            _ => lend(Buffer::Weights, buffer, needed)?,
+        };
+        let (weights, head) = buffer.split_at_mut(copy_plan(archive.config(), options.hold)?);
         let copy = match options.hold {
             WeightHold::InPlace => None,
             WeightHold::Copy(layout) => {
-                let buffer = lend(Buffer::Weights, buffer, needed)?;
-                copy_weights(archive, layout, buffer);
-                Some((layout, &*buffer))
+                copy_weights(archive, layout, weights);
+                Some((layout, &*weights))
             }
         };
-        Ok(Self {
+        let model = Self {
             archive: *archive,
             copy,
+            coarse_head: None,
             kernels: Kernels::detect(),
+        };
+        match options.coarse_head {
+            true => model.with_coarse_head(head),
+            false => Ok(model),
+        }
+    }
+
+    fn with_coarse_head(self, buffer: &'w mut [u8]) -> Result<Self, RunError> {
+        let coarse_head = Some(CoarseHead::new(&self.head(), buffer)?);
+        Ok(Self {
+            coarse_head,
+            ..self
         })
     }
 
@@ -245,6 +277,19 @@ impl<'w> Model<'w> {
         self.archive.matrix(role).expect(PRESENT)
     }
 
+    /// The coarse copy of the head. Machines without room for it are known to have none.
+    #[inline(always)]
+    pub(crate) fn coarse_head(&self) -> Option<CoarseHead<'w>> {
+        self.coarse_head.filter(|_| !cfg!(small_core))
+    }
+
+    /// Bytes of the coarse copy of the head; zero where there is none.
+    #[must_use]
+    pub fn coarse_head_bytes(&self) -> usize {
+        let bytes = |_| coarse_head::plan(self.config()).unwrap_or(0);
+        self.coarse_head.map_or(0, bytes)
+    }
+
     /// Every ternary matrix as it is held, block by block.
     pub fn ternary_matrices(&self) -> impl Iterator<Item = (TensorRole, TernaryView<'w>)> + '_ {
         let tensors = self.config().tensors();
@@ -309,13 +354,12 @@ fn copy_offset(
             .sum::<usize>()
 }
 
-fn copy_weights(archive: &Archive<'_>, layout: TernaryLayout, mut buffer: &mut [u8]) {
+fn copy_weights(archive: &Archive<'_>, layout: TernaryLayout, buffer: &mut [u8]) {
     for (spec, _) in archive.tensors() {
         if let Some(from) = archive.ternary(spec.role, spec.layer) {
+            let start = copy_offset(archive.config(), layout, spec.role, spec.layer);
             let bytes = layout.packed_bytes(from.rows, from.cols) as usize;
-            let (to, rest) = core::mem::take(&mut buffer).split_at_mut(bytes);
-            repack(&from, layout, to);
-            buffer = rest;
+            repack(&from, layout, &mut buffer[start..][..bytes]);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Choosing the next token.
 
 use crate::math::exp;
+use crate::session::Want;
 
 /// How the next token is chosen.
 ///
@@ -59,13 +60,26 @@ impl Sampler {
         }
     }
 
+    /// The logits it needs.
+    #[must_use]
+    pub fn wants(&self) -> Want {
+        match self.is_greedy() {
+            true => Want::Best,
+            false => Want::Last,
+        }
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.config.temperature <= 0.0
+    }
+
     /// Chooses a token. `work` is lent, one candidate per logit; greedy choice does not use it.
     ///
     /// # Panics
     ///
     /// If `logits` is empty, or `work` is shorter and the temperature is not 0.
     pub fn sample(&mut self, logits: &[f32], work: &mut [Candidate]) -> u32 {
-        if self.config.temperature <= 0.0 {
+        if self.is_greedy() {
             return argmax(logits);
         }
         let work = &mut work[..logits.len()];
@@ -152,15 +166,28 @@ fn total(kept: &[Candidate]) -> f32 {
 /// If there is none.
 #[must_use]
 pub fn argmax(logits: &[f32]) -> u32 {
+    assert!(!logits.is_empty(), "no logits");
     let mut best = 0;
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = id;
+    for (i, chunk) in logits.chunks(ARGMAX_CHUNK).enumerate() {
+        // Nearly always false, and found out for many logits at once.
+        let max = logits[best];
+        if !chunk
+            .iter()
+            .fold(false, |found, logit| found | (*logit > max))
+        {
+            continue;
+        }
+        for (id, logit) in (i * ARGMAX_CHUNK..).zip(chunk) {
+            if *logit > logits[best] {
+                best = id;
+            }
         }
     }
-    assert!(!logits.is_empty(), "no logits");
     best as u32
 }
+
+/// Logits that are compared with the best so far together.
+const ARGMAX_CHUNK: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -224,6 +251,21 @@ mod tests {
                 "id {id}: {share}"
             );
         }
+    }
+
+    #[test]
+    fn argmax_takes_the_first_of_the_largest() {
+        let mut logits = vec![-1.0f32; 300];
+        assert_eq!(argmax(&logits), 0);
+        for id in [299, 200, 130, 64, 63] {
+            logits[id] = 2.0;
+            assert_eq!(argmax(&logits), id as u32);
+        }
+        logits[128] = 3.0;
+        assert_eq!(argmax(&logits), 128);
+        logits[1] = f32::NAN;
+        assert_eq!(argmax(&logits), 128);
+        assert_eq!(argmax(&[f32::NEG_INFINITY, -1e30]), 1);
     }
 
     /// The generator and the draw are part of the contract: the same text everywhere.

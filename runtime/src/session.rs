@@ -32,6 +32,10 @@ pub enum Want {
     Nothing,
     /// The last position's.
     Last,
+    /// The last position's that may be the largest; the others are negative infinity. What
+    /// [`argmax`](crate::argmax) makes of them is what it makes of all. With a coarse head
+    /// ([`LoadOptions`](crate::LoadOptions)) this reads less; without, it is [`Last`](Self::Last).
+    Best,
     /// Every position's, in order.
     Each,
 }
@@ -62,6 +66,8 @@ pub(crate) struct Chunk<'w> {
     stage: Stage,
     unit: usize,
     head_token: usize,
+    /// Whether only the logits that may be the largest are computed.
+    is_cut: bool,
 }
 
 /// What follows a stage that is complete.
@@ -89,6 +95,7 @@ impl<'w> Chunk<'w> {
                 Want::Each => 0,
                 _ => n_tokens - 1,
             },
+            is_cut: want == Want::Best && model.coarse_head().is_some(),
         }
     }
 
@@ -96,7 +103,9 @@ impl<'w> Chunk<'w> {
         self.unit = 0;
         let next = match self.stage {
             Stage::Head => return Next::Logits,
-            Stage::HeadIn => Some(Stage::Head),
+            Stage::HeadIn if self.is_cut => Some(Stage::CoarseHead),
+            Stage::CoarseHead => Some(Stage::Select),
+            Stage::HeadIn | Stage::Select => Some(Stage::Head),
             stage => stage.next_in_block(),
         };
         if let Some(stage) = next {
@@ -188,6 +197,16 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
     /// No token, an id outside the vocabulary, no room in the context, or a value that is not
     /// finite. Nothing is read unless all tokens are legal and fit.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<&[f32], RunError> {
+        self.read(ids, Want::Last)
+    }
+
+    /// Reads tokens, in chunks, and returns the logits that are wanted of the last; if none are,
+    /// their content is unspecified.
+    ///
+    /// # Errors
+    ///
+    /// As [`prefill`](Self::prefill).
+    pub fn read(&mut self, ids: &[u32], want: Want) -> Result<&[f32], RunError> {
         self.check(ids)?;
         let batch = self.config.prefill_batch;
         let (body, last) = ids.split_at((ids.len() - 1) / batch * batch);
@@ -195,7 +214,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
             self.begin(chunk, Want::Nothing)?;
             self.finish(|_, _| ())?;
         }
-        self.begin(last, Want::Last)?;
+        self.begin(last, want)?;
         self.finish(|_, _| ())?;
         Ok(self.logits())
     }
@@ -419,6 +438,7 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
             start: self.len,
             capacity: session.max_seq_len,
             head_token: chunk.head_token,
+            is_cut: chunk.is_cut,
         }
     }
 }

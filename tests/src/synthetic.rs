@@ -72,6 +72,7 @@ pub fn random_config(random: &mut Random) -> ModelConfig {
         weight_scale: random.pick(&[WeightScale::Multiply, WeightScale::Divide]),
         qk_latent_dim: None,
         output: Output::Logits,
+        pruned_ffn: false,
     };
     match config.attention {
         Attention::Grouped { head_dim, .. } if random.below(2) == 0 => {
@@ -113,7 +114,60 @@ pub fn model(config: &ModelConfig, storage: Storage, seed: u64) -> Vec<u8> {
     model_with(config, storage, seed, &[])
 }
 
-/// The same with sections beside the weights, in file order.
+/// The same with the rotary frequencies that follow from their base, as converted files have them.
+///
+/// # Panics
+///
+/// If the configuration is not valid.
+#[must_use]
+pub fn with_computed_frequencies(config: &ModelConfig, storage: Storage, seed: u64) -> Vec<u8> {
+    let mut random = Random(seed);
+    write(config, &[], |spec| match spec.role {
+        TensorRole::RopeInvFreq => {
+            let computed = bytes_of(&config.rope.inv_freq(spec.cols));
+            (Dtype::F32, 0.0, computed)
+        }
+        _ => random_tensor(spec, storage, &mut random),
+    })
+}
+
+/// A model of three blocks: in the second, rows of gate or up are zero for half of the neurons; in the
+/// third all rows of up are.
+///
+/// # Panics
+///
+/// If the configuration is not valid.
+#[must_use]
+pub fn with_dead_neurons(config: &ModelConfig, storage: Storage, seed: u64) -> Vec<u8> {
+    let mut random = Random(seed);
+    write(config, &[], |spec| {
+        let (dtype, scale, mut payload) = random_tensor(spec, storage, &mut random);
+        let rows: &dyn Fn(usize) -> bool = match (spec.role, spec.layer) {
+            (TensorRole::Gate, Some(1)) => &|row| row % 4 == 1 || row % 7 == 3,
+            (TensorRole::Up, Some(1)) => &|row| row % 5 == 2,
+            (TensorRole::Up, Some(2)) => &|_| true,
+            _ => return (dtype, scale, payload),
+        };
+        let layout = storage.ternary;
+        for (g, bytes) in payload
+            .chunks_mut(layout.group_bytes(spec.cols))
+            .enumerate()
+        {
+            let n = GROUP_ROWS.min(spec.rows - g * GROUP_ROWS);
+            let mut codes = vec![0; n * spec.cols];
+            layout.unpack_group(bytes, spec.cols, &mut codes);
+            for (row, codes) in codes.chunks_exact_mut(spec.cols).enumerate() {
+                if rows(g * GROUP_ROWS + row) {
+                    codes.fill(0);
+                }
+            }
+            layout.pack_group(&codes, spec.cols, bytes);
+        }
+        (dtype, scale, payload)
+    })
+}
+
+/// The same as [`model`] with sections beside the weights, in file order.
 ///
 /// # Panics
 ///
@@ -126,7 +180,18 @@ pub fn model_with(
     sections: &[(SectionKind, &[u8])],
 ) -> Vec<u8> {
     let mut random = Random(seed);
-    write(config, sections, |spec| match spec.role.class() {
+    write(config, sections, |spec| {
+        random_tensor(spec, storage, &mut random)
+    })
+}
+
+/// Type, scale and payload of a tensor of random values.
+fn random_tensor(
+    spec: &TensorSpec,
+    storage: Storage,
+    random: &mut Random,
+) -> (Dtype, f32, Vec<u8>) {
+    match spec.role.class() {
         TensorClass::Ternary => {
             let scale = 0.5 + random.below(1_000) as f32 / 500.0;
             (
@@ -135,9 +200,9 @@ pub fn model_with(
                 ternary(spec, storage.ternary, || random.below(3) as i8 - 1),
             )
         }
-        TensorClass::Matrix => (storage.dense, 0.0, dense(spec, storage.dense, &mut random)),
-        TensorClass::Vector => (Dtype::F32, 0.0, vector(spec, &mut random)),
-    })
+        TensorClass::Matrix => (storage.dense, 0.0, dense(spec, storage.dense, random)),
+        TensorClass::Vector => (Dtype::F32, 0.0, vector(spec, random)),
+    }
 }
 
 /// A model that says what it is told to: after id `i` the best next id is `successors[i]`, whatever

@@ -2,7 +2,8 @@
 
 use bitnet_formats::{Dtype, ModelConfig, Preset};
 use bitnet_runtime::{
-    Kernels, KvType, LoadOptions, LogitsHash, Step, TernaryLayout, Want, WeightHold,
+    AlignedBuffer, Archive, Kernels, KvType, LoadOptions, LogitsHash, Model, RunError, Step,
+    TensorRole, TernaryLayout, Want, WeightHold, argmax, weight_plan,
 };
 use bitnet_tests::random::Random;
 use bitnet_tests::synthetic::{Storage, model, random_config};
@@ -10,6 +11,13 @@ use bitnet_tests::{Run, logits_hash, with_session};
 
 const T5: TernaryLayout = TernaryLayout::T5R16;
 const T2: TernaryLayout = TernaryLayout::T2R16;
+
+fn held(hold: WeightHold) -> LoadOptions {
+    LoadOptions {
+        hold,
+        ..LoadOptions::default()
+    }
+}
 
 /// Thirty random shapes and the nano preset, with a prompt each.
 fn cases() -> impl Iterator<Item = (ModelConfig, Vec<u32>, u64)> {
@@ -78,7 +86,7 @@ fn layouts_and_places_of_the_weights_do_not_matter() {
                 WeightHold::Copy(T2),
             ] {
                 let run = Run {
-                    load: LoadOptions { hold },
+                    load: held(hold),
                     ..Run::default()
                 };
                 assert_eq!(
@@ -288,7 +296,7 @@ fn a_weight_pass_depends_on_the_weights_alone() {
         let file = model(&config, Storage::default(), seed);
         let expected = logits_hash(&file, &ids, Run::default());
         let passes = [WeightHold::InPlace, WeightHold::Copy(T2)].map(|hold| {
-            let load = LoadOptions { hold };
+            let load = held(hold);
             let run = Run {
                 load,
                 ..Run::default()
@@ -311,4 +319,80 @@ fn a_weight_pass_depends_on_the_weights_alone() {
         assert_eq!(passes[0], passes[1]);
         assert!(passes[0].iter().any(|logit| *logit != 0.0));
     }
+}
+
+/// With a coarse head, the logits that may be the largest are what they always are, the best token is
+/// the best, and the others are out. Whatever the threads, the budgets and the kernels.
+#[test]
+fn the_best_token_of_a_coarse_head_is_the_best_token() {
+    let config = ModelConfig {
+        vocab_size: 1_003,
+        ..Preset::Nano.config()
+    };
+    let storage = Storage {
+        dense: Dtype::I8Rows,
+        ..Storage::default()
+    };
+    let file = model(&config, storage, 5);
+    let ids = Random(11).ids(40, config.vocab_size);
+    let run = |threads, load| Run {
+        threads,
+        load,
+        prefill_batch: 7,
+        ..Run::default()
+    };
+    let all = with_session(&file, run(1, LoadOptions::default()), |session| {
+        let each = ids
+            .iter()
+            .map(|id| session.decode(*id).expect("finite logits").to_vec());
+        each.collect::<Vec<_>>()
+    });
+    let mut computed = 0;
+    for (threads, budget) in [(1, usize::MAX), (1, 1), (2, 13), (3, usize::MAX)] {
+        let load = LoadOptions {
+            coarse_head: true,
+            ..held(WeightHold::Copy(T5))
+        };
+        with_session(&file, run(threads, load), |session| {
+            for (id, all) in ids.iter().zip(&all) {
+                session.begin(&[*id], Want::Best).expect("room");
+                while session.step(budget).expect("finite logits") == Step::Pending {}
+                computed += check_best(session.logits(), all);
+            }
+        });
+    }
+    let share = computed as f64 / (4 * ids.len() * config.vocab_size) as f64;
+    println!("{:.2} % of the rows were computed", share * 100.0);
+    assert!(share < 0.5, "the coarse head decides nothing: {share}");
+}
+
+/// Compares what is left of the logits with all of them, and counts it.
+fn check_best(best: &[f32], all: &[f32]) -> usize {
+    assert_eq!(argmax(best), argmax(all));
+    let left = best.iter().zip(all).filter(|(best, _)| best.is_finite());
+    left.map(|(best, all)| assert_eq!(best, all)).count()
+}
+
+/// Heads that can have no coarse copy are refused, before anything is lent and after.
+#[test]
+fn a_coarse_head_needs_rows_of_int8() {
+    let load = LoadOptions {
+        coarse_head: true,
+        ..LoadOptions::default()
+    };
+    let config = Preset::Nano.config();
+    let file = model(&config, Storage::default(), 5);
+    let archive = Archive::open(&file).expect("a valid file");
+    assert_ne!(
+        archive.matrix(TensorRole::Embedding).expect("one").dtype,
+        Dtype::I8Rows
+    );
+    let mut weights = AlignedBuffer::zeroed(weight_plan(&config, &load).expect("a plan"));
+    let error = Model::load(&archive, &mut weights, &load).unwrap_err();
+    assert_eq!(error, RunError::CoarseHead);
+    let narrow = ModelConfig {
+        hidden_size: config.hidden_size + 2,
+        ..config
+    };
+    assert_eq!(weight_plan(&narrow, &load), Err(RunError::CoarseHead));
 }

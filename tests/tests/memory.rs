@@ -66,7 +66,11 @@ fn exact_buffers_run_and_one_byte_less_is_an_error() {
             threads: 1 + random.below(3),
         };
         let ids = random.ids(session.max_seq_len, config.vocab_size);
-        check(&archive, &LoadOptions { hold }, &session, &ids);
+        let load = LoadOptions {
+            hold,
+            ..LoadOptions::default()
+        };
+        check(&archive, &load, &session, &ids);
     }
 }
 

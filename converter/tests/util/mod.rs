@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use bitnet_converter::convert::{FileBytes, Outcome, load};
 use bitnet_converter::names::checkpoint_tensors;
 use bitnet_converter::{
-    CheckpointConfig, Conversion, ConvertError, DenseWeights, PackOptions, convert,
+    CheckpointConfig, Conversion, ConvertError, PackOptions, ReadOptions, convert,
 };
 use bitnet_formats::float::{f32_to_bf16, f32_to_f16};
 use bitnet_formats::{Attention, ModelConfig, Preset};
@@ -137,7 +137,9 @@ pub(crate) fn run(input: &Path, output: &Path, pack: PackOptions) -> Result<Outc
     let read_back: fn(&File) -> io::Result<FileBytes> = load;
     let conversion = Conversion {
         pack,
-        dense: DenseWeights::Refuse,
+        read: ReadOptions::default(),
+        prune_dead: false,
+        verify: true,
         self_test: true,
         read_back,
         progress: &mut |_, _| ControlFlow::Continue(()),

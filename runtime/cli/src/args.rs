@@ -167,7 +167,8 @@ pub(crate) enum Hold {
     #[value(alias = "mapped")]
     Low,
     /// Copied to memory as T5 or T2, whichever a short measurement finds faster on this machine;
-    /// like low where there is no memory for it.
+    /// like low where there is no memory for it. At temperature 0 an int8 head is bounded by a copy
+    /// of six of its bits, and read only where the best token may be.
     Fast,
     /// Copied as T5, 1.6 bits per weight.
     T5,

@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use bitnet_runtime::{
     AlignedBuffer, Archive, Kernels, LogitsHash, MemoryPlan, Model, Session, SessionConfig,
-    TensorRole, TernaryLayout, TernaryView, Threads,
+    TensorRole, TernaryLayout, TernaryView, Threads, Want, argmax,
 };
 
 use crate::args::Args;
@@ -141,7 +141,7 @@ fn hold_weights(args: &Args, archive: &Archive<'_>) -> Result<Vec<Weights>> {
     let threads = most_threads(args);
     let holds = args.bench_holds().into_iter().map(|hold| {
         let decision = Decision::new(hold, archive, args.kernels(), threads)?;
-        Weights::new(decision, archive)
+        Weights::new(decision.for_best_tokens(archive)?, archive)
     });
     holds.collect()
 }
@@ -156,7 +156,12 @@ impl<'m, 'w> Setup<'m, 'w> {
     ) -> Result<Self> {
         let mut hash = LogitsHash::new();
         for test in bench.tests.clone() {
-            bench.run((model, threads), test, |logits| hash.update(logits))?;
+            let mut best = Vec::new();
+            bench.run((model, threads), test, Want::Last, |logits| {
+                hash.update(logits);
+                best.push(argmax(logits));
+            })?;
+            bench.check_best((model, threads), test, &best)?;
         }
         hash.update(bench.new_session(model, threads)?.weight_pass()?);
         Ok(Self {
@@ -181,10 +186,14 @@ impl<'m, 'w> Setup<'m, 'w> {
         (options, self.logits_hash)
     }
 
-    /// Bytes of weights a decode step reads: all of them.
+    /// Bytes of weights a decode step reads: all of them, or the coarse head instead of the head.
     fn step_bytes(&self) -> usize {
         let ternary = self.model.ternary_matrices().map(|(_, m)| m.bytes().len());
-        ternary.sum::<usize>() + self.model.head().bytes().len()
+        let head = match self.model.coarse_head_bytes() {
+            0 => self.model.head().bytes().len(),
+            bytes => bytes,
+        };
+        ternary.sum::<usize>() + head
     }
 }
 
@@ -229,21 +238,43 @@ impl Bench<'_> {
         Ok(session)
     }
 
+    /// A coarse head leaves the best tokens as they are, or nothing is timed.
+    fn check_best(
+        &mut self,
+        (model, threads): (&Model<'_>, &Threads),
+        test: Test,
+        expected: &[u32],
+    ) -> Result<()> {
+        if model.coarse_head_bytes() == 0 {
+            return Ok(());
+        }
+        let mut best = Vec::new();
+        self.run((model, threads), test, Want::Best, |logits| {
+            best.push(argmax(logits));
+        })?;
+        ensure!(
+            best == expected,
+            "the coarse head chose other tokens than the head: please report it"
+        );
+        Ok(())
+    }
+
     /// Runs a test and returns its seconds; `visit` sees the logits that come of it.
     fn run(
         &mut self,
         (model, threads): (&Model<'_>, &Threads),
         test: Test,
+        want: Want,
         mut visit: impl FnMut(&[f32]),
     ) -> Result<f64> {
         let ids = std::mem::take(&mut self.ids);
         let mut session = self.new_session(model, threads)?;
         let start = Instant::now();
         match test {
-            Test::Prefill(n) => visit(session.prefill(&ids[..n])?),
+            Test::Prefill(n) => visit(session.read(&ids[..n], want)?),
             Test::Decode(n) => {
                 for id in &ids[..n] {
-                    visit(session.decode(*id)?);
+                    visit(session.read(&[*id], want)?);
                 }
             }
         }
@@ -270,7 +301,8 @@ impl Bench<'_> {
         for _ in 0..repetitions {
             for (i, test) in self.tests.clone().into_iter().enumerate() {
                 for setup in &mut *setups {
-                    let seconds = self.run((setup.model, setup.threads), test, |logits| {
+                    let run = (setup.model, setup.threads);
+                    let seconds = self.run(run, test, Want::Best, |logits| {
                         black_box(logits);
                     })?;
                     setup.tests[i].push(seconds);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bitnet_runtime::sampler::Candidate;
-use bitnet_runtime::{Archive, MemoryPlan, Sampler, Session, SessionConfig};
+use bitnet_runtime::{Archive, MemoryPlan, Sampler, Session, SessionConfig, Want};
 use tokenizers::Tokenizer;
 
 use crate::args::{Args, Prompt};
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args, file: &ModelFile, prompt: Prompt<'_>) -> Result<(
     })?;
     let session = session_config(args, &archive, ids.len())?;
     let plan = MemoryPlan::new(archive.config(), &session)?;
-    let decision = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let decision = Decision::of_generation(args, &archive)?;
     let memory = file.memory(&decision, &plan)?;
     let mut weights = Weights::new(decision.clone(), &archive)?;
     let model = weights.load(&archive, args.kernels())?;
@@ -119,7 +119,8 @@ fn generate(
     prompt: &[u32],
 ) -> Result<Generated> {
     let start = Instant::now();
-    read_prompt(args, session, prompt)?;
+    let mut sampler = Sampler::new(args.sampler());
+    read_prompt(args, session, prompt, sampler.wants())?;
     let prefill = start.elapsed();
     let stop_ids: Vec<u32> = session
         .model()
@@ -128,7 +129,6 @@ fn generate(
         .iter()
         .flat_map(|t| t.stop_ids())
         .collect();
-    let mut sampler = Sampler::new(args.sampler());
     let mut work = vec![Candidate::default(); session.logits().len()];
     let mut stream = tokenizer.map(|tokenizer| TextStream::new(tokenizer, prompt));
     let mut out = Generated {
@@ -156,7 +156,7 @@ fn generate(
             break;
         }
         let start = Instant::now();
-        session.decode(id)?;
+        session.read(&[id], sampler.wants())?;
         out.decode += start.elapsed();
     }
     if let Some(stream) = &mut stream {
@@ -166,9 +166,14 @@ fn generate(
 }
 
 /// Reads the prompt; with `--logits` every position's logits go to the file.
-fn read_prompt(args: &Args, session: &mut Session<'_, '_, '_>, prompt: &[u32]) -> Result<()> {
+fn read_prompt(
+    args: &Args,
+    session: &mut Session<'_, '_, '_>,
+    prompt: &[u32],
+    want: Want,
+) -> Result<()> {
     let Some(path) = &args.logits else {
-        session.prefill(prompt)?;
+        session.read(prompt, want)?;
         return Ok(());
     };
     let vocab_size = session.model().config().vocab_size;

@@ -40,9 +40,13 @@ pub(crate) struct Choice {
 pub(crate) fn choose(archive: &Archive<'_>, kernels: Kernels, threads: usize) -> Result<Choice> {
     let bytes = |layout| {
         let hold = WeightHold::Copy(layout);
-        weight_plan(archive.config(), &LoadOptions { hold })
+        let options = LoadOptions {
+            hold,
+            ..LoadOptions::default()
+        };
+        weight_plan(archive.config(), &options)
     };
-    let room = machine::available_memory().map_or(usize::MAX, |bytes| bytes / 4 * 3);
+    let room = machine::spare_memory().unwrap_or(usize::MAX);
     if let Some(choice) = without_room(bytes(T5R16)?, bytes(T2R16)?, room) {
         return Ok(choice);
     }

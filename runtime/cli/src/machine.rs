@@ -106,6 +106,11 @@ pub(crate) fn available_memory() -> Option<usize> {
     machine.into_iter().chain(control_group_room()).min()
 }
 
+/// What of it a copy of weights may take.
+pub(crate) fn spare_memory() -> Option<usize> {
+    available_memory().map(|bytes| bytes / 4 * 3)
+}
+
 fn memory_info(name: &str) -> Option<usize> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     kilobytes(text.lines(), name)

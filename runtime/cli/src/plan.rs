@@ -15,7 +15,7 @@ pub(crate) fn print(args: &Args, file: &ModelFile) -> Result<()> {
     let config = *archive.config();
     let session = args.session(args.context.unwrap_or(config.max_seq_len));
     let plan = MemoryPlan::new(&config, &session)?;
-    let weights = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let weights = Decision::of_generation(args, &archive)?;
     let memory = file.memory(&weights, &plan)?;
     let total = memory.weight_bytes + memory.kv_bytes + memory.scratch_bytes;
     let mut out = output::stdout();

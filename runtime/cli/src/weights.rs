@@ -1,12 +1,14 @@
 //! Where ternary weights are while running.
 
 use anyhow::Result;
+use bitnet_formats::Dtype;
 use bitnet_runtime::{
-    Archive, Kernels, LoadOptions, Model, TernaryLayout, WeightHold, weight_plan,
+    Archive, Kernels, LoadOptions, Model, Sampler, TernaryLayout, Want, WeightHold, weight_plan,
 };
 
-use crate::args::Hold;
+use crate::args::{Args, Hold};
 use crate::layout_choice;
+use crate::machine;
 use crate::output;
 use crate::weight_memory::WeightMemory;
 
@@ -15,6 +17,7 @@ use crate::weight_memory::WeightMemory;
 pub(crate) struct Decision {
     asked: Hold,
     hold: WeightHold,
+    coarse_head: bool,
     /// Why `fast` came to this.
     pub(crate) reason: Option<String>,
 }
@@ -42,12 +45,43 @@ impl Decision {
         Ok(Self {
             asked,
             hold,
+            coarse_head: false,
             reason,
         })
     }
 
+    /// Decides for a run that continues a prompt.
+    pub(crate) fn of_generation(args: &Args, archive: &Archive<'_>) -> Result<Self> {
+        let decision = Self::new(args.hold(), archive, args.kernels(), args.threads())?;
+        match Sampler::new(args.sampler()).wants() {
+            Want::Best => decision.for_best_tokens(archive),
+            _ => Ok(decision),
+        }
+    }
+
+    /// For a run that wants the best tokens only: with `fast`, a coarse head as well, where the model
+    /// can have one and there is room.
+    pub(crate) fn for_best_tokens(self, archive: &Archive<'_>) -> Result<Self> {
+        if self.asked != Hold::Fast || !has_int8_head(archive)? {
+            return Ok(self);
+        }
+        let with_head = Self {
+            coarse_head: true,
+            ..self.clone()
+        };
+        let fits = |bytes| machine::spare_memory().is_none_or(|room| bytes <= room);
+        let bytes = weight_plan(archive.config(), &with_head.options());
+        Ok(match bytes {
+            Ok(bytes) if fits(bytes) => with_head,
+            _ => self,
+        })
+    }
+
     pub(crate) const fn options(&self) -> LoadOptions {
-        LoadOptions { hold: self.hold }
+        LoadOptions {
+            hold: self.hold,
+            coarse_head: self.coarse_head,
+        }
     }
 
     /// The option that was given.
@@ -65,10 +99,16 @@ impl Decision {
 
     /// What is to be said behind the bytes of the copy: its layout, and why.
     pub(crate) fn remark(&self) -> String {
-        match (self.hold, &self.reason) {
-            (WeightHold::InPlace, _) => String::new(),
-            (WeightHold::Copy(layout), None) => format!(" ({})", layout.name()),
-            (WeightHold::Copy(layout), Some(reason)) => format!(" ({}; {reason})", layout.name()),
+        let layout = match self.hold {
+            WeightHold::InPlace => None,
+            WeightHold::Copy(layout) => Some(layout.name()),
+        };
+        let head = self.coarse_head.then_some("coarse head");
+        let reason = self.reason.as_deref().filter(|_| layout.is_some());
+        let parts: Vec<_> = [layout, head, reason].into_iter().flatten().collect();
+        match parts.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", parts.join("; ")),
         }
     }
 
@@ -76,6 +116,11 @@ impl Decision {
     pub(crate) fn bytes(&self, archive: &Archive<'_>) -> Result<usize> {
         Ok(weight_plan(archive.config(), &self.options())?)
     }
+}
+
+fn has_int8_head(archive: &Archive<'_>) -> Result<bool> {
+    let model = Model::load(archive, &mut [], &LoadOptions::default())?;
+    Ok(model.head().dtype == Dtype::I8Rows)
 }
 
 /// The decision and the memory it needs.

@@ -124,7 +124,11 @@ fn a_plan_is_what_the_library_asks_for() {
                         threads,
                     };
                     let plan = MemoryPlan::new(&config, &session).unwrap();
-                    let weights = weight_plan(&config, &LoadOptions { hold }).unwrap();
+                    let options = LoadOptions {
+                        hold,
+                        ..LoadOptions::default()
+                    };
+                    let weights = weight_plan(&config, &options).unwrap();
                     let total = weights + plan.kv_bytes + plan.scratch_bytes;
                     let expected = serde_json::json!({
                         "parameters": config.parameter_count(),

@@ -13,7 +13,7 @@ use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 use super::float::float_kernels;
 use super::walk::{self, Line, Panel, Sums, Tile, lane, with_count};
 use super::x86::{self, prefetch_after};
-use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
+use super::{HeadInput, Isa, Kernels, Output, TernaryGemm, x86coarse};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -22,6 +22,7 @@ pub(super) fn kernels() -> Option<Kernels> {
         ternary_gemm,
         ternary_f32,
         head,
+        coarse: x86coarse::avx2,
         float: float_kernels!(
             #[target_feature(enable = "avx2,f16c")]
             [dot_f32, dot_f16, dot_i8],

@@ -14,7 +14,7 @@ use super::float::float_kernels;
 use super::walk::{self, Line, Panel, Sums, Tile, lane, with_count};
 use super::x86::{self, prefetch_after, prefetch_ahead};
 use super::{FloatKernels, HeadInput, Isa, Kernels, Output, TernaryGemm};
-use super::{avx2, avx512attention};
+use super::{avx2, avx512attention, x86coarse};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -23,6 +23,7 @@ pub(super) fn kernels() -> Option<Kernels> {
         ternary_gemm,
         ternary_f32,
         head,
+        coarse: x86coarse::avx512,
         float: FloatKernels {
             scores_of: avx512attention::scores_of,
             add_mixes: avx512attention::add_mixes,

@@ -20,6 +20,8 @@ mod avx512vbmi;
 mod avx512vnni;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
+#[deny(unsafe_code)]
+pub(crate) mod coarse;
 #[cfg(neon)]
 mod dotprod;
 #[cfg(arm_dsp)]
@@ -51,6 +53,8 @@ mod walk;
 mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86coarse;
 
 use core::ops::Range;
 
@@ -60,6 +64,7 @@ use bitnet_formats::{Activation, MatrixView, TernaryView, VectorView};
 
 #[cfg(neon)]
 use aarch64::prefetch;
+pub use coarse::CoarseRows;
 pub(crate) use stripes::{HeadRows, HeadShape};
 pub use stripes::{Output, Stripes};
 #[cfg(target_arch = "x86_64")]
@@ -239,6 +244,7 @@ pub struct Kernels {
     ternary_gemm: unsafe fn(&TernaryGemm<'_>, out: &mut Output<'_>),
     ternary_f32: unsafe fn(&TernaryView<'_>, Range<usize>, x: &[f32], out: &mut [f32]),
     head: unsafe fn(&MatrixView<'_>, Range<usize>, HeadInput<'_>, out: &mut [f32]),
+    coarse: unsafe fn(&CoarseRows<'_>, Range<usize>, x: &[i8], out: &mut [f32]),
     float: FloatKernels,
 }
 
@@ -400,6 +406,29 @@ impl Kernels {
         assert!(rows.end <= matrix.rows && out.len() == rows.len());
         // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
         unsafe { (self.head)(matrix, rows, input, out) };
+    }
+
+    /// Asks for memory that will be read soon, where the machine can be asked.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, bytes: &[u8]) {
+        #[cfg(target_arch = "x86_64")]
+        for line in bytes.chunks(64) {
+            x86::prefetch(line.as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = bytes;
+    }
+
+    /// Rows of coarse codes times a vector: exact integers, rounded to f32 once.
+    ///
+    /// # Panics
+    ///
+    /// If a length does not fit.
+    pub fn coarse(&self, codes: &CoarseRows<'_>, rows: Range<usize>, x: &[i8], out: &mut [f32]) {
+        assert!(x.len() == codes.cols() && rows.end <= codes.rows());
+        assert_eq!(out.len(), rows.len());
+        // SAFETY: the table exists, so the machine has the instructions (`Self::for_isa`).
+        unsafe { (self.coarse)(codes, rows, x, out) };
     }
 
     /// RmsNorm: `out = (x * r) * gain`, `r = 1 / sqrt(mean(x^2) + eps)`.

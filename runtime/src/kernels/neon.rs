@@ -22,6 +22,7 @@ pub(super) fn kernels() -> Option<Kernels> {
         ternary_gemm,
         ternary_f32,
         head,
+        coarse: super::coarse::dots,
         float: float_kernels!(
             #[target_feature(enable = "neon")]
             [dot_f32, dot_f16, dot_i8],

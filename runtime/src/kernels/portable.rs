@@ -26,6 +26,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     ternary_gemm,
     ternary_f32,
     head,
+    coarse: super::coarse::dots,
     float: FloatKernels {
         quantize,
         ..scalar::KERNELS.float

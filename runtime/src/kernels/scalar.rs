@@ -17,6 +17,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     ternary_gemm,
     ternary_f32,
     head,
+    coarse: super::coarse::dots,
     float: FloatKernels {
         rms_norm,
         quantize: quantize_activations,

@@ -31,6 +31,7 @@ pub(super) const KERNELS: Kernels = Kernels {
     ternary_gemm,
     ternary_f32,
     head,
+    coarse: super::coarse::dots,
     float: float_kernels!(
         #[inline]
         [dot_f32, dot_f16, dot_i8],

@@ -327,6 +327,51 @@ fn int8_heads_are_exact() {
     }
 }
 
+/// Rows of any codes: every set equals what the packed values stand for, at the limits too.
+#[test]
+fn coarse_rows_are_exact() {
+    let mut random = Random(41);
+    for blocks in [1, 2, 3, 4, 5, 7, 8, 24, 40, 1_023] {
+        let cols = blocks * coarse::BLOCK;
+        let codes = random.fill(3 * cols, |r| r as u8);
+        check_coarse(&codes, &random.fill(cols, |r| r as i8));
+        for code in [0x7f, 0x80, 0] {
+            for x in [-128, 127] {
+                check_coarse(&vec![code; 2 * cols], &vec![x; cols]);
+            }
+        }
+    }
+}
+
+fn check_coarse(codes: &[u8], x: &[i8]) {
+    let cols = x.len();
+    let n_lines = coarse::row_lines(cols);
+    let mut lines = vec![[0; coarse::LINE_BYTES]; codes.len() / cols * n_lines];
+    let mut expected = Vec::new();
+    for (row, lines) in codes.chunks(cols).zip(lines.chunks_mut(n_lines)) {
+        let quarters = row.iter().map(|code| {
+            let code = f64::from(*code as i8);
+            ((code / 4.0 + 0.5).floor() as i64).min(31)
+        });
+        let quarters: Vec<i64> = quarters.collect();
+        let square = |x: i64| x.pow(2) as u64;
+        let left = row.iter().zip(&quarters);
+        let left = left.map(|(code, q)| square(i64::from(*code as i8) - 4 * q));
+        let near = quarters.iter().map(|q| square(4 * q));
+        assert_eq!(coarse::pack_row(row, lines), [left.sum(), near.sum()]);
+        let terms = quarters.iter().zip(x).map(|(q, x)| q * i64::from(*x));
+        expected.push(terms.sum::<i64>() as f32);
+    }
+    let rows = CoarseRows::new(&lines, cols);
+    for kernels in Kernels::available() {
+        let mut out = vec![0.0; rows.rows()];
+        kernels.coarse(&rows, 0..rows.rows(), x, &mut out);
+        assert_eq!(out, expected, "{:?} {cols} columns", kernels.isa());
+        kernels.coarse(&rows, 1..2, x, &mut out[..1]);
+        assert_eq!(out[0], expected[1], "{:?} row 1 alone", kernels.isa());
+    }
+}
+
 #[test]
 fn float_heads_use_sixteen_lanes() {
     use bitnet_formats::float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};

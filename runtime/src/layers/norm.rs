@@ -13,6 +13,8 @@ pub(crate) struct Norm<'a> {
     pub(crate) kind: NormKind,
     pub(crate) gain: VectorView<'a>,
     pub(crate) eps: f32,
+    /// What the sum of squares is divided by: as many as there are, but for blocks with neurons pruned.
+    pub(crate) width: usize,
 }
 
 impl<'a> Norm<'a> {
@@ -28,6 +30,7 @@ impl<'a> Norm<'a> {
             kind,
             gain,
             eps,
+            width: gain.len(),
         }
     }
 
@@ -44,13 +47,40 @@ impl<'a> Norm<'a> {
         }
     }
 
+    /// The same norm over what was `width` elements before those that are always zero went.
+    pub(crate) const fn over(self, width: usize) -> Self {
+        Self { width, ..self }
+    }
+
     /// The norm of `x`, as long as its gain.
     pub(crate) fn apply(&self, x: &[f32], out: &mut [f32]) -> Result<(), NonFinite> {
         match self.kind {
+            NormKind::Rms if self.width != x.len() => {
+                rms_norm_over(x, self.width, &self.gain, self.eps, out)
+            }
             NormKind::Rms => self.kernels.rms_norm(x, &self.gain, self.eps, out),
             NormKind::Layer => layer_norm(x, &self.gain, self.eps, out),
         }
     }
+}
+
+/// [`Kernels::rms_norm`] with another divisor than the number of elements.
+fn rms_norm_over(
+    x: &[f32],
+    width: usize,
+    gain: &VectorView<'_>,
+    eps: f32,
+    out: &mut [f32],
+) -> Result<(), NonFinite> {
+    let squares = sum16(x.len(), |i| x[i] * x[i]);
+    if !squares.is_finite() {
+        return Err(NonFinite);
+    }
+    let r = 1.0 / sqrt(squares / width as f32 + eps);
+    for ((out, x), gain) in out.iter_mut().zip(x).zip(gain.iter()) {
+        *out = (x * r) * gain;
+    }
+    Ok(())
 }
 
 /// LayerNorm without a bias (arXiv 1607.06450): `out = ((x - mean) * r) * gain`, with
@@ -104,6 +134,22 @@ mod tests {
             let result = layer_norm(&x, &VectorView::new(&gain), 1e-6, &mut out);
             assert_eq!(result, Err(NonFinite), "{bad}");
         }
+    }
+
+    /// With its own length as divisor it is the kernels' norm.
+    #[test]
+    fn the_divisor_is_all_that_differs() {
+        let x: Vec<f32> = (0..37).map(|i| (i as f32 - 17.3) * 0.21).collect();
+        let gain: Vec<u8> = x.iter().flat_map(|g| (g + 9.0).to_le_bytes()).collect();
+        let gain = VectorView::new(&gain);
+        let (mut a, mut b) = ([0.0; 37], [0.0; 37]);
+        rms_norm_over(&x, 37, &gain, 1e-5, &mut a).unwrap();
+        for kernels in Kernels::available() {
+            kernels.rms_norm(&x, &gain, 1e-5, &mut b).unwrap();
+            assert_eq!(a, b, "{kernels:?}");
+        }
+        rms_norm_over(&x, 74, &gain, 1e-5, &mut b).unwrap();
+        assert!(b[0] / a[0] > 1.4 && b[0] / a[0] < 1.42);
     }
 
     #[test]

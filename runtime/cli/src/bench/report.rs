@@ -140,10 +140,14 @@ fn pages(setup: &Setup<'_, '_>) -> String {
         Some(huge) => output::bytes(huge),
         None => "unknown".into(),
     };
+    let head = match setup.model.coarse_head_bytes() {
+        0 => String::new(),
+        bytes => format!("; coarse head {}", output::bytes(bytes)),
+    };
     let reason = setup.decision.reason.as_ref();
     let reason = reason.map_or_else(String::new, |reason| format!("; {reason}"));
     format!(
-        "{}: {} of ternary weights as {}, in huge pages {huge}{reason}",
+        "{}: {} of ternary weights as {}, in huge pages {huge}{head}{reason}",
         setup.decision.asked(),
         output::bytes(bytes),
         setup.layout(),
@@ -224,6 +228,7 @@ fn setup_json(bench: &Bench<'_>, setup: &Setup<'_, '_>) -> Value {
         "weights": setup.decision.name(),
         "weights_reason": setup.decision.reason,
         "layout": setup.layout(),
+        "coarse_head_bytes": setup.model.coarse_head_bytes(),
         "huge_page_bytes": setup.huge_bytes(),
         "threads": setup.threads.count(),
         "isa": setup.model.kernels().isa().name(),
