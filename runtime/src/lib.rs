@@ -28,6 +28,7 @@
 #[cfg(feature = "std")]
 mod aligned;
 mod buffers;
+pub mod chat;
 mod coarse_head;
 mod departures;
 mod error;
@@ -46,6 +47,7 @@ mod plan;
 mod repack;
 pub mod sampler;
 mod session;
+pub mod tokenizer;
 mod weight_pass;
 
 #[cfg(feature = "std")]
@@ -64,3 +66,4 @@ pub use plan::{ALIGNMENT, MemoryPlan, SessionConfig};
 pub use repack::repack;
 pub use sampler::{Sampler, SamplerConfig, argmax};
 pub use session::{Session, Step, Want};
+pub use tokenizer::Tokenizer;

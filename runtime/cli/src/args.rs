@@ -11,15 +11,38 @@ use crate::cores;
 /// Run a .btn language model: text goes to stdout as it comes, figures to stderr.
 #[derive(Debug, Parser)]
 #[command(name = "bitnet-run", version, max_term_width = 100)]
-#[command(group(ArgGroup::new("task").required(true)))]
+#[command(group(ArgGroup::new("task").required(true).multiple(true)))]
+#[command(group(ArgGroup::new("alone").args([
+    "ids", "plan", "selftest", "perplexity", "bench", "doctor",
+])))]
 pub(crate) struct Args {
     /// The model, as written by bitnet-convert.
     #[arg(required_unless_present = "doctor")]
     model: Option<PathBuf>,
 
     /// Continue this text; `-` reads it from stdin.
-    #[arg(long, group = "task", value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        group = "task",
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with_all = ["ids", "plan", "selftest", "perplexity", "bench", "doctor"]
+    )]
     prompt: Option<String>,
+
+    /// Talk with an instruct model, by the chat template in the file: --prompt is the question, or
+    /// else every line of stdin is one.
+    #[arg(long, group = "task", conflicts_with_all = ["ids", "plan", "selftest", "perplexity", "bench", "doctor", "logits"])]
+    chat: bool,
+
+    /// What the model is told before a conversation.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "chat",
+        allow_hyphen_values = true
+    )]
+    pub(crate) system: Option<String>,
 
     /// Continue these token ids, for example 5,17,3.
     #[arg(
@@ -65,6 +88,10 @@ pub(crate) struct Args {
         default_value_t = 256
     )]
     pub(crate) max_tokens: usize,
+
+    /// Stop where this text comes; may be given several times.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
 
     /// Positions of the context [default: what prompt and --max-tokens need, or the model's for
     /// --plan and --perplexity; at most the model's].
@@ -139,6 +166,8 @@ pub(crate) enum Task<'a> {
     Plan,
     SelfTest,
     Perplexity(&'a Path),
+    /// The question, if it is only one.
+    Chat(Option<&'a str>),
     Bench,
     Doctor,
     Generate(Prompt<'a>),
@@ -214,6 +243,9 @@ impl Args {
     }
 
     pub(crate) fn task(&self) -> Task<'_> {
+        if self.chat {
+            return Task::Chat(self.prompt.as_deref());
+        }
         if let Some(text) = &self.prompt {
             return Task::Generate(Prompt::Text(text));
         }

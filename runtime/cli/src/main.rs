@@ -4,6 +4,7 @@
 mod args;
 mod bandwidth;
 mod bench;
+mod chat;
 mod cores;
 mod doctor;
 mod generate;
@@ -15,6 +16,7 @@ mod output;
 mod perplexity;
 mod plan;
 mod selftest;
+mod stop;
 mod text;
 mod timing;
 mod weight_memory;
@@ -50,6 +52,7 @@ fn run(args: &Args) -> Result<ExitCode> {
         Task::Perplexity(text) => perplexity::run(args, file, text).map(done),
         Task::Bench => bench::run(args, file).map(done),
         Task::Doctor => doctor::run(args, Some(file)).map(done),
+        Task::Chat(question) => chat::run(args, file, question).map(done),
         Task::Generate(prompt) => generate::run(args, file, prompt).map(done),
     }
 }

@@ -214,9 +214,9 @@ fn unpack_t5(lines: &[Line], panel: &mut Panel<PLANES>) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn unpack_t2(lines: &[Line], panel: &mut Panel<PLANES>) {
+pub(super) fn unpack_t2<const N: usize>(lines: &[Line], panel: &mut Panel<N>) {
     for (line, planes) in lines.iter().zip(panel.0.as_chunks_mut::<4>().0) {
-        prefetch_ahead(line, PLANES / 4);
+        prefetch_ahead(line, N / 4);
         unpack_fields(load(line), planes);
     }
 }

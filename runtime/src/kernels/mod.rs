@@ -11,6 +11,8 @@
 #[cfg(neon)]
 mod aarch64;
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512attention;
@@ -90,6 +92,9 @@ pub enum Isa {
     Avx512Vnni,
     /// x86-64 with AVX-512 BW, VNNI and VBMI.
     Avx512Vbmi,
+    /// x86-64 with all of these and AMX for bytes, where Linux lets the process use it: looking for
+    /// this set asks for that permission.
+    Amx,
     /// AArch64 with NEON, which is nearly all there is.
     Neon,
     /// AArch64 with the byte dot product.
@@ -102,7 +107,7 @@ pub enum Isa {
 
 impl Isa {
     /// Every set, slowest first.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Scalar,
         Self::Portable,
         Self::Swar,
@@ -111,6 +116,7 @@ impl Isa {
         Self::AvxVnni,
         Self::Avx512Vnni,
         Self::Avx512Vbmi,
+        Self::Amx,
         Self::Neon,
         Self::DotProd,
         Self::I8mm,
@@ -129,6 +135,7 @@ impl Isa {
             Self::AvxVnni => "avxvnni",
             Self::Avx512Vnni => "avx512vnni",
             Self::Avx512Vbmi => "avx512vbmi",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::DotProd => "dotprod",
             Self::I8mm => "i8mm",
@@ -315,6 +322,8 @@ impl Kernels {
             Isa::Avx512Vnni => avx512vnni::kernels(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vbmi => avx512vbmi::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => amx::kernels(),
             #[cfg(neon)]
             Isa::Neon => neon::kernels(),
             #[cfg(neon)]
@@ -411,12 +420,9 @@ impl Kernels {
     /// Asks for memory that will be read soon, where the machine can be asked.
     #[inline(always)]
     pub(crate) fn prefetch(&self, bytes: &[u8]) {
-        #[cfg(target_arch = "x86_64")]
         for line in bytes.chunks(64) {
-            x86::prefetch(line.as_ptr().cast());
+            prefetch(line.as_ptr().cast());
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = bytes;
     }
 
     /// Rows of coarse codes times a vector: exact integers, rounded to f32 once.

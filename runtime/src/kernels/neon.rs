@@ -13,7 +13,7 @@ use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 use super::aarch64::{self, prefetch_after};
 use super::float::float_kernels;
 use super::walk::{self, Line, Panel, Sums, Tile, lane, with_count};
-use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
+use super::{HeadInput, Isa, Kernels, Output, TernaryGemm, coarse};
 
 /// The set, where the machine has it.
 pub(super) fn kernels() -> Option<Kernels> {
@@ -22,7 +22,7 @@ pub(super) fn kernels() -> Option<Kernels> {
         ternary_gemm,
         ternary_f32,
         head,
-        coarse: super::coarse::dots,
+        coarse: coarse::dots,
         float: float_kernels!(
             #[target_feature(enable = "neon")]
             [dot_f32, dot_f16, dot_i8],

@@ -21,8 +21,10 @@ impl Kernels {
         words(rest)
             ^ match self.isa() {
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: both tables exist only where the machine has AVX-512 F (their modules).
-                Isa::Avx512Vnni | Isa::Avx512Vbmi => unsafe { x86::avx512(blocks, ahead) },
+                // SAFETY: these tables exist only where the machine has AVX-512 F (their modules).
+                Isa::Avx512Vnni | Isa::Avx512Vbmi | Isa::Amx => unsafe {
+                    x86::avx512(blocks, ahead)
+                },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: both tables exist only where the machine has AVX2 (their modules).
                 Isa::Avx2 | Isa::AvxVnni => unsafe { x86::avx2(blocks, ahead) },
