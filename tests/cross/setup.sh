@@ -35,11 +35,13 @@ cargo() {
     { command cargo --color never "$@" 2>&1 >&3 | refuse_warnings; } 3>&1
 }
 
+# But for one that there is no way around: the float vectors of Cortex-M55 are left out by a feature that
+# only the code generator has a name for.
 refuse_warnings() {
-    local line found=0
+    local line found=0 known='unknown and unstable feature specified for `-Ctarget-feature`: `mve.fp`'
     while IFS= read -r line; do
         echo "$line" >&2
-        [[ "$line" != warning* ]] || found=1
+        [[ "$line" != warning* || "$line" == *"$known" ]] || found=1
     done
     [ "$found" = 0 ] || echo "$check: warnings are errors here" >&2
     return "$found"
