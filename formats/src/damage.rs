@@ -485,8 +485,8 @@ fn widths_of_blocks_are_not_believed() {
         index(TensorRole::Down),
     );
     // Rows and columns of a tensor of 20 neurons, as they are and as they are stated.
-    let cases: [(usize, (usize, usize), (u32, u32)); 8] = [
-        (gate, (37, 44), (0, 44)),
+    let cases = [
+        (gate, (37, 44), (0u32, 44u32)),
         (gate, (37, 44), (38, 44)),
         (gate, (37, 44), (u32::MAX, 44)),
         (gate, (20, 44), (20, 43)),
