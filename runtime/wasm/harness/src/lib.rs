@@ -13,12 +13,12 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+// The kernels name it by its place in the crate.
+use bitnet_runtime::math;
 use kernels::{Isa, Kernels};
 
 #[path = "../../../src/kernels/mod.rs"]
 pub mod kernels;
-#[path = "../../../src/math.rs"]
-pub mod math;
 
 static RAN: AtomicU32 = AtomicU32::new(0);
 
