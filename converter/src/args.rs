@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bitnet_converter::gguf::{I2sLayout, Kind};
-use bitnet_converter::{DenseWeights, EmbeddingType, PackOptions, ReadOptions};
+use bitnet_converter::{DenseWeights, EmbeddingType, PackOptions, ReadOptions, TokenizerStore};
 use bitnet_formats::{Preset, TernaryLayout};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
@@ -40,6 +40,11 @@ struct Args {
     /// decode. Matrices of few columns are stored as t2 where that is no larger.
     #[arg(long, value_name = "LAYOUT", default_value = "t5")]
     pack: Pack,
+
+    /// What becomes of tokenizer.json: tables the runtime works with, the file as it is for programs
+    /// that bring a tokenizer of their own, or nothing.
+    #[arg(long, value_name = "HOW", default_value = "tables")]
+    tokenizer: Tokenizer,
 
     /// Writes a model of this shape with random weights, for benchmarks: nano, tiny, small,
     /// bitnet-700m, bitnet-large or bitnet-2b4t.
@@ -136,6 +141,13 @@ enum Pack {
     T2,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Tokenizer {
+    Tables,
+    Json,
+    None,
+}
+
 /// What to do, and how to print the result.
 #[derive(Debug)]
 pub(crate) struct Command {
@@ -206,6 +218,7 @@ impl Args {
         let pack = PackOptions {
             embedding: self.embedding.into(),
             layout: self.pack.into(),
+            tokenizer: self.tokenizer.into(),
         };
         let dense = match (self.masters, self.force_ternarise) {
             (Some(Masters::OneBitLlms), _) => DenseWeights::OneBitLlms,
@@ -264,6 +277,16 @@ impl From<Embedding> for EmbeddingType {
             Embedding::F16 => Self::F16,
             Embedding::Bf16 => Self::BF16,
             Embedding::I8 => Self::I8,
+        }
+    }
+}
+
+impl From<Tokenizer> for TokenizerStore {
+    fn from(tokenizer: Tokenizer) -> Self {
+        match tokenizer {
+            Tokenizer::Tables => Self::Tables,
+            Tokenizer::Json => Self::Json,
+            Tokenizer::None => Self::None,
         }
     }
 }

@@ -47,13 +47,27 @@ impl EmbeddingType {
     }
 }
 
-/// How tensors are stored.
+/// What becomes of a tokenizer.json.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TokenizerStore {
+    /// Tables that the runtime encodes and decodes with.
+    #[default]
+    Tables,
+    /// The file as it is, for programs that bring a tokenizer of their own.
+    Json,
+    /// Nothing: the model takes token ids.
+    None,
+}
+
+/// How a file is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackOptions {
     /// Embedding and head.
     pub embedding: EmbeddingType,
     /// Ternary matrices; see [`ternary_layout`].
     pub layout: TernaryLayout,
+    /// What becomes of tokenizer.json.
+    pub tokenizer: TokenizerStore,
 }
 
 impl Default for PackOptions {
@@ -61,6 +75,7 @@ impl Default for PackOptions {
         Self {
             embedding: EmbeddingType::default(),
             layout: TernaryLayout::T5R16,
+            tokenizer: TokenizerStore::default(),
         }
     }
 }

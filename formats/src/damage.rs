@@ -31,6 +31,12 @@ fn config() -> ModelConfig {
 }
 
 fn file() -> Vec<u8> {
+    let full = config().intermediate_size;
+    file_of(&config(), &[full, full])
+}
+
+/// A file whose blocks have these numbers of feed-forward neurons.
+fn file_of(config: &ModelConfig, widths: &[usize]) -> Vec<u8> {
     let special = encode_special_tokens(None, &[3]);
     let mut tests = Vec::new();
     push_self_test(&mut tests, KvType::Native, &[1, 2], 7);
@@ -39,7 +45,8 @@ fn file() -> Vec<u8> {
         (SectionKind::SpecialTokens, &special),
         (SectionKind::SelfTest, &tests),
     ];
-    let mut writer = ArchiveWriter::new(Cursor::new(Vec::new()), &config(), &sections).unwrap();
+    let out = Cursor::new(Vec::new());
+    let mut writer = ArchiveWriter::with_ffn_widths(out, config, widths, &sections).unwrap();
     while let Some(spec) = writer.next_tensor() {
         let dtype = match spec.role {
             TensorRole::Embedding => Dtype::I8Rows,
@@ -458,4 +465,73 @@ fn random_headers_do_not_panic() {
         opened > 1_000,
         "only {opened} damaged files were opened: the test sees too little"
     );
+}
+
+/// The rows of a block's gate say how many neurons it has: some, no more than the configuration allows,
+/// as many as its other tensors, and in a file that may have fewer at all.
+#[test]
+fn widths_of_blocks_are_not_believed() {
+    let full = config();
+    let pruned = ModelConfig {
+        pruned_ffn: true,
+        ..full
+    };
+    let widths = [20, 37];
+    check(&file_of(&pruned, &widths)).unwrap();
+    let index = |role| full.tensor_index(role, Some(0)).unwrap();
+    let (gate, up, down) = (
+        index(TensorRole::Gate),
+        index(TensorRole::Up),
+        index(TensorRole::Down),
+    );
+    // Rows and columns of a tensor of 20 neurons, as they are and as they are stated.
+    let cases = [
+        (gate, (37, 44), (0u32, 44u32)),
+        (gate, (37, 44), (38, 44)),
+        (gate, (37, 44), (u32::MAX, 44)),
+        (gate, (20, 44), (20, 43)),
+        (up, (20, 44), (19, 44)),
+        (up, (20, 44), (37, 44)),
+        (down, (44, 20), (44, 0)),
+        (down, (44, 20), (44, 37)),
+    ];
+    for (index, expected, found) in cases {
+        let mut bytes = file_of(&pruned, &widths);
+        let at = tensor(index) + 8;
+        bytes[at..at + 4].copy_from_slice(&found.0.to_le_bytes());
+        bytes[at + 4..at + 8].copy_from_slice(&found.1.to_le_bytes());
+        reseal(&mut bytes);
+        let problem = TensorProblem::Shape { expected, found };
+        let error = FormatError::Tensor { index, problem };
+        assert_eq!(check(&bytes), Err(error), "{found:?}");
+    }
+    // A legal width of another payload.
+    let mut bytes = file_of(&pruned, &widths);
+    bytes[tensor(gate) + 8] = 37;
+    reseal(&mut bytes);
+    let error = check(&bytes).unwrap_err();
+    let place = |problem| matches!(problem, TensorProblem::Place { .. });
+    assert!(
+        matches!(error, FormatError::Tensor { index, problem } if index == gate && place(problem)),
+        "{error:?}"
+    );
+    // Fewer neurons in a file that does not say it may have fewer.
+    let mut bytes = file();
+    bytes[tensor(gate) + 8] = 20;
+    reseal(&mut bytes);
+    let problem = TensorProblem::Shape {
+        expected: (37, 44),
+        found: (20, 44),
+    };
+    let error = FormatError::Tensor {
+        index: gate,
+        problem,
+    };
+    assert_eq!(check(&bytes), Err(error));
+    let writer = |widths: &[usize]| {
+        let out = Cursor::new(Vec::new());
+        ArchiveWriter::with_ffn_widths(out, &pruned, widths, &[]).is_ok()
+    };
+    assert!(writer(&[1, 37]));
+    assert!(!writer(&[0, 37]) && !writer(&[38, 37]) && !writer(&[20]));
 }
