@@ -44,7 +44,18 @@ pub(crate) struct Args {
     )]
     pub(crate) system: Option<String>,
 
-    /// Continue these token ids, for example 5,17,3.
+    /// Print the embedding of this text, a vector of length one, where the model gives embeddings;
+    /// `-` reads the text from stdin.
+    #[arg(
+        long,
+        group = "task",
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with_all = ["prompt", "chat", "alone", "logits"]
+    )]
+    embed: Option<String>,
+
+    /// Continue these token ids, for example 5,17,3; embed them, where the model gives embeddings.
     #[arg(
         long,
         group = "task",
@@ -170,6 +181,7 @@ pub(crate) enum Task<'a> {
     Chat(Option<&'a str>),
     Bench,
     Doctor,
+    Embed(&'a str),
     Generate(Prompt<'a>),
 }
 
@@ -248,6 +260,9 @@ impl Args {
         }
         if let Some(text) = &self.prompt {
             return Task::Generate(Prompt::Text(text));
+        }
+        if let Some(text) = &self.embed {
+            return Task::Embed(text);
         }
         if let Some(ids) = &self.ids {
             return Task::Generate(Prompt::Ids(ids));

@@ -1,6 +1,6 @@
 //! Talking with a model: one question, or one after the other.
 
-use std::io::{self, BufRead, IsTerminal, Read};
+use std::io::{self, BufRead, IsTerminal};
 
 use anyhow::{Context, Result, bail};
 use bitnet_formats::SectionKind;
@@ -23,14 +23,7 @@ pub(crate) fn run(args: &Args, file: &ModelFile, question: Option<&str>) -> Resu
     let archive = file.archive()?;
     let talk = file.verified(&archive, args.trust, || Talk::new(args, file, &archive))?;
     match question {
-        Some("-") => {
-            let mut question = String::new();
-            io::stdin()
-                .read_to_string(&mut question)
-                .context("cannot read the question from stdin")?;
-            one(talk, file, question)
-        }
-        Some(question) => one(talk, file, question.to_owned()),
+        Some(question) => one(talk, file, text::given(question)?.into_owned()),
         None => many(talk),
     }
 }

@@ -1,9 +1,9 @@
 //! Continuing a prompt.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bitnet_runtime::sampler::Candidate;
 use bitnet_runtime::{Archive, MemoryPlan, Sampler, Session, SessionConfig, Tokenizer, Want};
 
@@ -93,14 +93,7 @@ fn prompt_ids(
 ) -> Result<Vec<u32>> {
     let text = match prompt {
         Prompt::Ids(ids) => return Ok(ids.to_vec()),
-        Prompt::Text("-") => {
-            let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .context("cannot read the prompt from stdin")?;
-            text
-        }
-        Prompt::Text(text) => (*text).to_owned(),
+        Prompt::Text(text) => text::given(text)?,
     };
     let Some(tokenizer) = tokenizer else {
         bail!(

@@ -1,6 +1,9 @@
 //! Between text and token ids.
 
-use anyhow::{Result, bail};
+use std::borrow::Cow;
+use std::io::Read;
+
+use anyhow::{Context, Result, bail};
 use bitnet_formats::SectionKind;
 use bitnet_runtime::tokenizer::{Decoder, EncodeError, Encoded};
 use bitnet_runtime::{Archive, Tokenizer};
@@ -25,6 +28,18 @@ pub(crate) fn tokenizer<'w>(
         );
     }
     Ok(tables.map(Tokenizer::new))
+}
+
+/// A text as an argument gives it; `-` is all of stdin.
+pub(crate) fn given(text: &str) -> Result<Cow<'_, str>> {
+    if text != "-" {
+        return Ok(text.into());
+    }
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .context("cannot read the text from stdin")?;
+    Ok(text.into())
 }
 
 /// Ids of a text, with the ids that stand around every text or without any of them.
