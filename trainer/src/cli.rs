@@ -38,7 +38,7 @@ pub struct Cli {
 enum Command {
     /// Train a model on text.
     #[command(after_long_help = settings_help())]
-    Fit(FitArgs),
+    Fit(Box<FitArgs>),
     /// Turn a corpus into tokens on disk, for fit to read window by window: for texts larger than
     /// memory, and to encode a text once.
     Prepare(PrepareArgs),

@@ -58,7 +58,7 @@ const PLAIN: Tolerance = Tolerance {
 const QUANTISED: Tolerance = Tolerance {
     mode: "quantised",
     loss: 2e-4,
-    growth: 2e-3,
+    growth: 5e-4,
     relative: 1.5e-2,
     cosine: 0.9999,
 };
