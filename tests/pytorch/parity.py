@@ -102,7 +102,7 @@ def step_gradient(model: BitNet, ids: torch.Tensor, r: dict, step: int) -> float
         index = step * r["accumulation"] + micro
         starts = recipe.batch_starts(r["seed"], index, r["batch"], len(ids), r["context"])
         windows = torch.stack([ids[start : start + r["context"] + 1] for start in starts])
-        loss = model.loss(windows[:, :-1], windows[:, 1:]) / r["accumulation"]
+        loss = model(windows[:, :-1], windows[:, 1:]) / r["accumulation"]
         loss.backward()
         total += loss.item()
     return total
