@@ -87,12 +87,12 @@ fn export(input: &Path, job: &Job) -> anyhow::Result<()> {
         archive: &archive,
         release: &|| bytes.release(),
     };
-    if job.output.extension().is_some_and(|e| e == "gguf") {
-        if let Some(reason) = export.gguf(&job.output, job.gguf)? {
-            eprintln!("warning: {output} has no tokenizer: {reason}");
-        }
-    } else {
-        export.checkpoint(&job.output)?;
+    let problem = match job.output.extension().is_some_and(|e| e == "gguf") {
+        true => export.gguf(&job.output, job.gguf)?,
+        false => export.checkpoint(&job.output)?,
+    };
+    if let Some(reason) = problem {
+        eprintln!("warning: {output} has no tokenizer: {reason}");
     }
     eprintln!("wrote {output}");
     Ok(())

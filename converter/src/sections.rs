@@ -16,7 +16,7 @@ pub(crate) struct Sections(Vec<(SectionKind, Vec<u8>)>);
 impl Sections {
     pub(crate) fn of_sidecars(sidecars: &Sidecars) -> Self {
         let mut sections = Self::default();
-        sections.text(SectionKind::ChatTemplate, sidecars.chat_template.as_deref());
+        sections.template(sidecars.chat());
         sections.text(SectionKind::Licence, sidecars.licence.as_deref());
         sections.special_tokens(sidecars.config.bos_token_id, &sidecars.stop_ids);
         sections
@@ -24,7 +24,7 @@ impl Sections {
 
     pub(crate) fn of_vocab(vocab: &Vocab) -> Self {
         let mut sections = Self::default();
-        sections.text(SectionKind::ChatTemplate, vocab.chat_template.as_deref());
+        sections.template(vocab.chat());
         sections.text(SectionKind::Licence, vocab.licence.as_deref());
         sections.special_tokens(vocab.bos, &vocab.stop_ids);
         sections
@@ -38,6 +38,12 @@ impl Sections {
         let mut sections = Self(kept.filter_map(section).collect());
         sections.0.sort_by_key(|(kind, _)| *kind as u32);
         sections
+    }
+
+    /// Adds the source of a chat template.
+    fn template(&mut self, chat: Option<ChatSource<'_>>) {
+        let text = chat.map(|chat| chat.with_names());
+        self.text(SectionKind::ChatTemplate, text.as_deref());
     }
 
     /// Adds a tokenizer.json as the option says.

@@ -25,7 +25,7 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![deny(unsafe_code)]
 
-#[cfg(feature = "std")]
+#[cfg(any(feature = "std", test))]
 mod aligned;
 mod buffers;
 pub mod chat;
@@ -50,7 +50,7 @@ mod session;
 pub mod tokenizer;
 mod weight_pass;
 
-#[cfg(feature = "std")]
+#[cfg(any(feature = "std", test))]
 pub use aligned::AlignedBuffer;
 pub use bitnet_formats::{
     Archive, FormatError, KvType, MatrixView, ModelConfig, TensorClass, TensorRole, TernaryLayout,

@@ -32,18 +32,22 @@ missing_packages=()
 
 # Cargo, here and in scripts that a check calls. It prints warnings on the error stream.
 cargo() {
-    {
-        command cargo --color never "$@" 2>&1 >&3 | awk -v check="$check" '
-            { print > "/dev/stderr" }
-            /^warning/ { found = 1 }
-            END {
-                if (found) print check ": warnings are errors here" > "/dev/stderr"
-                exit found
-            }'
-    } 3>&1
+    { command cargo --color never "$@" 2>&1 >&3 | refuse_warnings; } 3>&1
+}
+
+# But for one that there is no way around: the float vectors of Cortex-M55 are left out by a feature that
+# only the code generator has a name for.
+refuse_warnings() {
+    local line found=0 known='unknown and unstable feature specified for `-Ctarget-feature`: `mve.fp`'
+    while IFS= read -r line; do
+        echo "$line" >&2
+        [[ "$line" != warning* || "$line" == *"$known" ]] || found=1
+    done
+    [ "$found" = 0 ] || echo "$check: warnings are errors here" >&2
+    return "$found"
 }
 export check
-export -f cargo
+export -f cargo refuse_warnings
 
 is_debian() { [ -f /etc/debian_version ] && command -v apt-get >/dev/null; }
 

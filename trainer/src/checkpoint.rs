@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `model.safetensors` | f32 master weights under the public names |
 //! | `config.json`, `tokenizer.json` | what belongs to them |
+//! | `settings.toml` | all settings of the run, as `--config` takes them |
 //! | `state.safetensors` | the whole run: weights, both moments, step, settings |
 //! | `metrics.jsonl`, `loss.svg` | what happened |
 //!
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use bitnet_formats::ModelConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::config_file::to_toml;
 use crate::config_json;
 use crate::error::{Error, Result};
 use crate::files::write_bytes;
@@ -38,7 +40,7 @@ pub struct RunState {
     pub step: u64,
     /// What the run computes.
     pub settings: Settings,
-    /// [`crate::data::fingerprint`] of the text, in hex.
+    /// [`crate::data::Input::fingerprint`].
     pub text_fingerprint: String,
 }
 
@@ -105,11 +107,23 @@ impl RunFolder {
     /// [`Error::Io`].
     pub fn save_description(&self, settings: &Settings, tokenizer: &Tokenizer) -> Result<()> {
         let path = self.file("config.json");
-        let config = config_json::write(&settings.model, settings.train.quantize)
+        let (model, quantize) = (&settings.model, settings.train.quantize);
+        let config = config_json::write(model, quantize, tokenizer.end_of_text())
             .map_err(|problem| Error::checkpoint(&path, problem))?;
         write_bytes(&path, config.as_bytes())?;
+        self.save_settings(settings)?;
         let json = tokenizer.to_json()?;
         write_bytes(&self.file("tokenizer.json"), json.as_bytes())
+    }
+
+    /// Writes `settings.toml`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn save_settings(&self, settings: &Settings) -> Result<()> {
+        let text = to_toml(settings);
+        write_bytes(&self.file("settings.toml"), text.as_bytes())
     }
 
     /// Writes the run, then the model.

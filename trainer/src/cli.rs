@@ -10,13 +10,17 @@ use bitnet_formats::Preset;
 use clap::{Args, Parser, Subcommand};
 
 use crate::checkpoint::RunFolder;
-use crate::data::{EncodedText, read_text};
+use crate::config_file::ConfigFile;
+use crate::corpus::DataOptions;
+use crate::data::{EncodedText, Input};
 use crate::error::{Error, Result};
 use crate::eval::evaluate;
 use crate::fit::{FitOptions, Outcome, Start, fit, resolve, thread_pool};
 use crate::keys::{self, KEYS};
 use crate::memory::MemoryEstimate;
+use crate::prepare::{PrepareOptions, prepare};
 use crate::progress::Progress;
+use crate::recipe::Recipe;
 use crate::sample::{SampleOptions, sample};
 use crate::settings::Settings;
 use crate::tokenizer::TokenizerKind;
@@ -34,40 +38,109 @@ enum Command {
     /// Train a model on text.
     #[command(after_long_help = settings_help())]
     Fit(FitArgs),
-    /// Measure the loss of a checkpoint on a text.
+    /// Turn a corpus into tokens on disk, for fit to read window by window: for texts larger than
+    /// memory, and to encode a text once.
+    Prepare(PrepareArgs),
+    /// Measure the loss of a checkpoint on a text; on a folder of tokens, on those held out.
     Eval(EvalArgs),
     /// Continue a prompt.
     Sample(SampleArgs),
 }
 
 #[derive(Debug, Args)]
-struct FitArgs {
-    /// Text to train on, UTF-8; several files are joined in order.
+struct DataArgs {
+    /// Text in UTF-8: files, quoted patterns such as 'books/**/*.txt', JSON Lines (.jsonl, .ndjson), or
+    /// standard input as "-"; or, alone, a folder that prepare wrote. A file is one document, and so is
+    /// a line of JSON. What is no text, is named and empty, or changes while it is read is an error;
+    /// other empty documents are left out.
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     data: Vec<PathBuf>,
+    /// Field of JSON Lines that holds the text [default: text]; standard input is then JSON Lines too.
+    #[arg(long, value_name = "NAME")]
+    field: Option<String>,
+    /// What stands between the documents of a text file, such as '<|endoftext|>'.
+    #[arg(long, value_name = "TEXT")]
+    separator: Option<String>,
+}
+
+impl DataArgs {
+    fn options(&self) -> DataOptions {
+        DataOptions {
+            inputs: self.data.clone(),
+            field: self.field.clone(),
+            separator: self.separator.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct PrepareArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Folder to write: tokens as raw u16 or u32, tokenizer.json, shards.json.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// bpe:N, byte, char, or a tokenizer.json; see fit --help. bpe:N and char read the text twice.
+    #[arg(long, default_value = "bpe:2048", value_name = "KIND")]
+    tokenizer: TokenizerKind,
+    /// Share of the text that validates.
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    val_fraction: f64,
+    /// auto, tail or document: see train.split in fit --help.
+    #[arg(long, default_value = "auto", value_name = "KIND")]
+    split: String,
+    /// Seed of the draw of documents that validate.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    seed: u64,
+    /// Replace the tokens in --out.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+impl PrepareArgs {
+    fn options(&self) -> Result<PrepareOptions> {
+        let mut settings = Settings::preset(Preset::Nano);
+        keys::apply(&mut settings, &format!("train.split={}", self.split))?;
+        settings.train.val_fraction = self.val_fraction;
+        settings.train.seed = self.seed;
+        settings.validate()?;
+        Ok(PrepareOptions {
+            data: self.data.options(),
+            out: self.out.clone(),
+            tokenizer: self.tokenizer.clone(),
+            train: settings.train,
+            overwrite: self.overwrite,
+        })
+    }
+}
+
+#[derive(Debug, Args)]
+struct FitArgs {
+    #[command(flatten)]
+    data: DataArgs,
     /// Folder of the run: checkpoint, metrics, loss curve.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// TOML file of settings: the keys of --set in tables [model] and [train], and preset, recipe,
+    /// tokenizer. Flags and --set go before it. settings.toml of a run is such a file.
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    config: Option<PathBuf>,
     /// Shape and recipe to start from: nano (about 1 M parameters), tiny (4 M), small (30 M),
-    /// bitnet-700m.
-    #[arg(
-        long,
-        default_value = "tiny",
-        value_name = "NAME",
-        conflicts_with = "resume"
-    )]
-    preset: String,
+    /// bitnet-700m [default: tiny].
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    preset: Option<String>,
+    /// Rates, schedule and optimiser instead of the preset's: mission (2e-4 in a line to 0), b158
+    /// (1.5e-3, from half-time the line of 1e-3 without decay, as published), tiny (1e-3, cosine).
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    recipe: Option<String>,
     /// bpe:N (byte-level BPE of N ids, at least 256, trained on the training text), byte (256 ids),
-    /// char (the characters of the text), or a tokenizer.json.
-    #[arg(
-        long,
-        default_value = "bpe:2048",
-        value_name = "KIND",
-        conflicts_with = "resume"
-    )]
-    tokenizer: TokenizerKind,
-    /// Optimiser steps [default: the preset's]; warm-up and evaluations follow.
-    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    /// char (the characters of the text), or a tokenizer.json [default: that of prepared tokens, else
+    /// bpe:2048]. Where there are several documents, an id for the end of a text comes with it.
+    #[arg(long, value_name = "KIND", conflicts_with = "resume")]
+    tokenizer: Option<TokenizerKind>,
+    /// Optimiser steps [default: the preset's]; warm-up and evaluations follow. With --resume it makes
+    /// the run longer: the schedule of the learning rate is then that of so many steps.
+    #[arg(long, value_name = "N")]
     steps: Option<u64>,
     /// Sequences per step [default: the preset's].
     #[arg(long, value_name = "N", conflicts_with = "resume")]
@@ -105,9 +178,8 @@ struct FitArgs {
 struct EvalArgs {
     /// Folder that fit wrote.
     checkpoint: PathBuf,
-    /// Text to measure, UTF-8; several files are joined in order.
-    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
-    data: Vec<PathBuf>,
+    #[command(flatten)]
+    data: DataArgs,
     /// Tokens per window [default: the model's max_seq_len].
     #[arg(long, value_name = "N")]
     context: Option<usize>,
@@ -150,6 +222,7 @@ impl Cli {
         match self.command {
             Command::Fit(args) if args.dry_run => print(&dry_run(&args)?),
             Command::Fit(args) => run_fit(&args),
+            Command::Prepare(args) => print(&prepare(&args.options()?)?.summary()?),
             Command::Eval(args) => print(&run_eval(&args)?),
             Command::Sample(args) => print(&run_sample(&args)?),
         }
@@ -173,15 +246,18 @@ fn print(text: &str) -> anyhow::Result<()> {
 
 fn run_fit(args: &FitArgs) -> anyhow::Result<()> {
     let start = match args.resume {
-        true => Start::Resume,
-        false => Start::Fresh {
-            settings: Box::new(args.settings()?),
-            tokenizer: args.tokenizer.clone(),
-            overwrite: args.overwrite,
-        },
+        true => Start::Resume { steps: args.steps },
+        false => {
+            let (settings, tokenizer) = args.settings()?;
+            Start::Fresh {
+                settings: Box::new(settings),
+                tokenizer,
+                overwrite: args.overwrite,
+            }
+        }
     };
     let options = FitOptions {
-        data: args.data.clone(),
+        data: args.data.options(),
         out: args.out.clone(),
         start,
         threads: args.threads.map_or_else(all_cores, Ok)?,
@@ -222,9 +298,29 @@ fn ending(outcome: &Outcome, out: &Path) -> String {
 }
 
 impl FitArgs {
-    /// The preset, then the flags, then `--set`.
-    fn settings(&self) -> Result<Settings> {
-        let mut settings = Settings::preset(self.preset()?);
+    /// Settings and tokenizer: the preset, the recipe, the file, the flags, `--set`.
+    fn settings(&self) -> Result<(Settings, Option<TokenizerKind>)> {
+        let file = self.config.as_deref().map(ConfigFile::read).transpose()?;
+        let named = |flag: &Option<String>, name: &str| {
+            let in_file = || file.as_ref().and_then(|file| file.flag(name));
+            flag.as_deref().or_else(in_file).map(str::to_owned)
+        };
+        let preset = named(&self.preset, "preset");
+        let mut settings = Settings::preset(preset_named(preset.as_deref().unwrap_or("tiny"))?);
+        if let Some(name) = named(&self.recipe, "recipe") {
+            Recipe::from_name(&name)?.apply(&mut settings.train);
+        }
+        if let Some(file) = &file {
+            file.apply(&mut settings)?;
+        }
+        self.apply_flags(&mut settings)?;
+        settings.validate()?;
+        let tokenizer = named(&None, "tokenizer").map(|kind| kind.parse());
+        let tokenizer = tokenizer.transpose().map_err(Error::Usage)?;
+        Ok((settings, self.tokenizer.clone().or(tokenizer)))
+    }
+
+    fn apply_flags(&self, settings: &mut Settings) -> Result<()> {
         if let Some(steps) = self.steps {
             settings.set_steps(steps);
         }
@@ -235,29 +331,26 @@ impl FitArgs {
         if let Some(lr) = self.lr {
             settings.set_lr(lr);
         }
-        for assignment in &self.set {
-            keys::apply(&mut settings, assignment)?;
-        }
-        settings.validate()?;
-        Ok(settings)
-    }
-
-    fn preset(&self) -> Result<Preset> {
-        Preset::from_name(&self.preset).ok_or_else(|| {
-            let names = Preset::ALL.map(Preset::name);
-            Error::Usage(format!(
-                "--preset {}: there is no such preset; the nearest is {}, all are {}",
-                self.preset,
-                keys::nearest(&self.preset, names.into_iter()),
-                names.join(", ")
-            ))
-        })
+        let mut assignments = self.set.iter();
+        assignments.try_for_each(|assignment| keys::apply(settings, assignment))
     }
 }
 
+fn preset_named(name: &str) -> Result<Preset> {
+    Preset::from_name(name).ok_or_else(|| {
+        let names = Preset::ALL.map(Preset::name);
+        Error::Usage(format!(
+            "--preset {name}: there is no such preset; the nearest is {}, all are {}",
+            keys::nearest(name, names.into_iter()),
+            names.join(", ")
+        ))
+    })
+}
+
 fn dry_run(args: &FitArgs) -> Result<String> {
-    let text = read_text(&args.data)?;
-    let (settings, _) = resolve(&args.settings()?, &args.tokenizer, &text)?;
+    let input = Input::read(&args.data.options())?;
+    let (settings, tokenizer) = args.settings()?;
+    let (settings, _) = resolve(&settings, tokenizer.as_ref(), &input)?;
     let memory = MemoryEstimate::new(&settings);
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let mut out = String::new();
@@ -283,7 +376,8 @@ fn dry_run(args: &FitArgs) -> Result<String> {
 
 fn run_eval(args: &EvalArgs) -> anyhow::Result<String> {
     let (model, tokenizer) = RunFolder::new(&args.checkpoint).load_model()?;
-    let text = EncodedText::new(&tokenizer, &read_text(&args.data)?)?;
+    let input = Input::read(&args.data.options())?;
+    let text = EncodedText::of_input(&tokenizer, &input)?;
     let context = args.context.unwrap_or(model.config().max_seq_len);
     let pool = thread_pool(args.threads.map_or_else(all_cores, Ok)?)?;
     let found = pool.install(|| evaluate(&model, &text, context))?;

@@ -10,13 +10,19 @@ use serde_json::{Value, json};
 /// refuse it, as they should.
 const UNQUANTIZED: &str = "none";
 
-/// The `config.json` of a model; `quantize` is false for one trained without quantisers.
+/// The `config.json` of a model; `quantize` is false for one trained without quantisers. An
+/// `end_of_text` is where readers stop.
 ///
 /// # Errors
 ///
 /// What the public keys cannot express.
-pub fn write(config: &ModelConfig, quantize: bool) -> Result<String, String> {
-    let public = CheckpointConfig::new(*config).map_err(|e| e.to_string())?;
+pub fn write(
+    config: &ModelConfig,
+    quantize: bool,
+    end_of_text: Option<u32>,
+) -> Result<String, String> {
+    let mut public = CheckpointConfig::new(*config).map_err(|e| e.to_string())?;
+    public.eos_token_ids = end_of_text.into_iter().collect();
     let mut json = public.to_json("float32");
     if !quantize {
         json["quantization_config"]["quantization_mode"] = json!(UNQUANTIZED);
@@ -67,7 +73,7 @@ mod tests {
     fn both_kinds_round_trip() {
         for config in [Preset::Tiny.config(), grouped()] {
             for quantize in [true, false] {
-                let json = write(&config, quantize).unwrap();
+                let json = write(&config, quantize, Some(3)).unwrap();
                 assert_eq!(read(&json).unwrap(), (config, quantize));
             }
         }
@@ -76,7 +82,7 @@ mod tests {
     /// What was trained without quantisers must not be converted as if it had been.
     #[test]
     fn the_converter_refuses_an_unquantised_network() {
-        let json = write(&grouped(), false).unwrap();
+        let json = write(&grouped(), false, None).unwrap();
         let json = serde_json::from_str(&json).unwrap();
         assert!(CheckpointConfig::from_json(&json, TensorNames::unknown()).is_err());
     }
@@ -90,8 +96,8 @@ mod tests {
             },
             ..grouped()
         };
-        assert!(write(&bare, true).unwrap_err().contains("sub-norms"));
-        let packed = write(&grouped(), true)
+        assert!(write(&bare, true, None).unwrap_err().contains("sub-norms"));
+        let packed = write(&grouped(), true, None)
             .unwrap()
             .replace("online", "offline");
         assert!(read(&packed).unwrap_err().contains("packed"));

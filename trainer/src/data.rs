@@ -1,127 +1,431 @@
-//! The text of a run: read, split, encoded, cut into batches.
+//! The tokens of a run: documents divided, encoded and joined; batches cut from them.
 
-use std::path::PathBuf;
-
+use crate::corpus::{Corpus, DataOptions, Tally};
 use crate::error::{Error, Result};
+use crate::held_out::{HeldOut, SplitKind};
 use crate::model::gradient::Example;
+use crate::order::Permutation;
+use crate::prepare::Prepared;
 use crate::rng::{Rng, Stream};
-use crate::settings::TrainSettings;
-use crate::tokenizer::Tokenizer;
+use crate::settings::{OrderKind, TrainSettings};
+use crate::shards::Shards;
+use crate::tokenizer::{END_OF_TEXT_NAMES, Parts, Tokenizer};
 
-/// Reads UTF-8 files and joins them in order.
-///
-/// # Errors
-///
-/// [`Error::Io`], [`Error::NotUtf8`], or [`Error::Data`] if they hold nothing.
-pub fn read_text(paths: &[PathBuf]) -> Result<String> {
-    let mut text = String::new();
-    for path in paths {
-        let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-        if bytes.is_empty() {
-            let message = format!("{}: the file is empty", path.display());
-            return Err(Error::Data(message));
+/// What `--data` stands for.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Texts, in memory.
+    Documents(Documents),
+    /// A folder of tokens.
+    Prepared(Prepared),
+}
+
+/// Texts of a corpus, in order.
+#[derive(Clone, Debug)]
+pub struct Documents {
+    texts: Vec<String>,
+    has_many: bool,
+    has_some_to_spare: bool,
+    fingerprint: Fingerprint,
+    tally: Tally,
+}
+
+impl Input {
+    /// Reads all texts, or the index of a folder that `prepare` wrote.
+    ///
+    /// # Errors
+    ///
+    /// As [`Corpus::new`] and [`Corpus::visit`], or [`Prepared::open`].
+    pub fn read(options: &DataOptions) -> Result<Self> {
+        if let [folder] = &options.inputs[..]
+            && Prepared::is_at(folder)
+        {
+            return Ok(Self::Prepared(Prepared::open(folder)?));
         }
-        let more = String::from_utf8(bytes).map_err(|e| Error::NotUtf8 {
-            path: path.clone(),
-            offset: e.utf8_error().valid_up_to(),
+        Ok(Self::Documents(Documents::read(&Corpus::new(options)?)?))
+    }
+
+    /// What recognises this input on resume, in hex.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        match self {
+            Self::Documents(documents) => documents.fingerprint.hex(),
+            Self::Prepared(prepared) => prepared.fingerprint().hex(),
+        }
+    }
+
+    /// Documents, and those left out because they are empty.
+    #[must_use]
+    pub const fn tally(&self) -> Tally {
+        match self {
+            Self::Documents(documents) => documents.tally,
+            Self::Prepared(prepared) => prepared.tally(),
+        }
+    }
+
+    /// Fills in what depends on the input: how it is divided.
+    pub fn settle(&self, train: &mut TrainSettings) {
+        match self {
+            Self::Documents(documents) => {
+                train.split = settled_split(train.split, documents.has_some_to_spare);
+            }
+            Self::Prepared(prepared) => prepared.settle(train),
+        }
+    }
+}
+
+/// What `Auto` means for a corpus.
+#[must_use]
+pub const fn settled_split(split: SplitKind, has_some_to_spare: bool) -> SplitKind {
+    match split {
+        SplitKind::Auto if has_some_to_spare => SplitKind::Document,
+        SplitKind::Auto => SplitKind::Tail,
+        settled => settled,
+    }
+}
+
+impl Documents {
+    fn read(corpus: &Corpus) -> Result<Self> {
+        let mut texts = Vec::new();
+        let mut fingerprint = Fingerprint::default();
+        let tally = corpus.visit(&mut |text| {
+            fingerprint.add(text);
+            texts.push(text.to_owned());
+            Ok(())
         })?;
-        text.push_str(&more);
+        Ok(Self {
+            texts,
+            has_many: corpus.has_many_documents(),
+            has_some_to_spare: corpus.has_documents_to_spare(),
+            fingerprint,
+            tally,
+        })
     }
-    Ok(text)
-}
 
-/// Splits off the last `val_fraction` of the bytes, at a character boundary: `(train, validation)`.
-#[must_use]
-pub fn split(text: &str, val_fraction: f64) -> (&str, &str) {
-    let mut at = (text.len() as f64 * (1.0 - val_fraction)) as usize;
-    while !text.is_char_boundary(at) {
-        at -= 1;
+    /// True if something must stand between texts.
+    #[must_use]
+    pub const fn has_many(&self) -> bool {
+        self.has_many
     }
-    text.split_at(at)
+
+    /// Calls `see` with the parts of every text.
+    ///
+    /// # Errors
+    ///
+    /// What `see` returns.
+    pub fn divide(&self, train: &TrainSettings, see: &mut Parts<'_>) -> Result<()> {
+        let held_out = HeldOut::new(train);
+        for (index, text) in (0..).zip(&self.texts) {
+            let (train, validation) = held_out.divide(index, text);
+            see(train, validation)?;
+        }
+        Ok(())
+    }
 }
 
-/// 64-bit FNV-1a of a text, to recognise it on resume.
-#[must_use]
-pub fn fingerprint(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-    })
+/// 64-bit FNV-1a of all texts, with a byte between them that is no part of UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint {
+    hash: u64,
+    texts: u64,
 }
 
-/// A text as ids, with its length in bytes.
+impl Default for Fingerprint {
+    fn default() -> Self {
+        Self {
+            hash: 0xcbf2_9ce4_8422_2325,
+            texts: 0,
+        }
+    }
+}
+
+impl Fingerprint {
+    /// Adds a text.
+    pub fn add(&mut self, text: &str) {
+        let between = (self.texts > 0).then_some(0xff);
+        self.texts += 1;
+        let bytes = between.into_iter().chain(text.bytes());
+        self.hash = bytes.fold(self.hash, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
+    }
+
+    /// Sixteen digits.
+    #[must_use]
+    pub fn hex(&self) -> String {
+        format!("{:016x}", self.hash)
+    }
+}
+
+/// Token ids, in memory or on disk.
+#[derive(Clone, Debug)]
+pub enum Tokens {
+    /// All of them.
+    Memory(Vec<u32>),
+    /// Files they are read from.
+    Shards(Shards),
+}
+
+impl Tokens {
+    /// How many there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::Memory(ids) => ids.len(),
+            Self::Shards(shards) => shards.len(),
+        }
+    }
+
+    /// True without a token.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ids `start..start + count`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Shards::read`].
+    ///
+    /// # Panics
+    ///
+    /// If the range goes beyond [`Tokens::len`].
+    pub fn read(&self, start: usize, count: usize) -> Result<Vec<u32>> {
+        match self {
+            Self::Memory(ids) => Ok(ids[start..start + count].to_vec()),
+            Self::Shards(shards) => shards.read(start, count),
+        }
+    }
+}
+
+/// Texts as ids, with their length in bytes.
 #[derive(Clone, Debug)]
 pub struct EncodedText {
-    /// Token ids without special tokens.
-    pub ids: Vec<u32>,
-    /// UTF-8 bytes of the text.
+    /// Token ids; between texts the end of text, where the tokenizer has one.
+    pub tokens: Tokens,
+    /// UTF-8 bytes of the texts.
     pub bytes: usize,
+    /// The id between texts that do not see each other.
+    pub end_of_text: Option<u32>,
 }
 
 impl EncodedText {
+    /// One text from ids at hand.
+    #[must_use]
+    pub const fn from_ids(ids: Vec<u32>, bytes: usize) -> Self {
+        Self {
+            tokens: Tokens::Memory(ids),
+            bytes,
+            end_of_text: None,
+        }
+    }
+
     /// Encodes a text whole.
     ///
     /// # Errors
     ///
     /// As [`Tokenizer::encode`].
     pub fn new(tokenizer: &Tokenizer, text: &str) -> Result<Self> {
-        Ok(Self {
-            ids: tokenizer.encode(text)?,
-            bytes: text.len(),
-        })
+        Self::join(tokenizer, std::iter::once(text))
     }
+
+    /// Encodes all texts of an input, held out or not. A folder of tokens gives those held out.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode`]; [`Error::Usage`] if the folder's tokens are another tokenizer's.
+    pub fn of_input(tokenizer: &Tokenizer, input: &Input) -> Result<Self> {
+        match input {
+            Input::Documents(documents) => {
+                Self::join(tokenizer, documents.texts.iter().map(String::as_str))
+            }
+            Input::Prepared(prepared) => {
+                prepared.check_tokenizer(tokenizer)?;
+                prepared.validation(true)
+            }
+        }
+    }
+
+    fn join<'t>(tokenizer: &Tokenizer, texts: impl Iterator<Item = &'t str>) -> Result<Self> {
+        let mut joiner = Joiner::new(tokenizer);
+        let mut ids = Vec::new();
+        for text in texts {
+            joiner.add(text, &mut |more| {
+                ids.extend_from_slice(more);
+                Ok(())
+            })?;
+        }
+        let mut joined = Self::from_ids(ids, joiner.bytes as usize);
+        joined.end_of_text = joiner.end_of_text;
+        Ok(joined)
+    }
+}
+
+/// Makes one stream of ids from several texts.
+#[derive(Clone, Debug)]
+pub struct Joiner<'t> {
+    tokenizer: &'t Tokenizer,
+    end_of_text: Option<u32>,
+    texts: u64,
+    /// Bytes of the texts so far.
+    pub bytes: u64,
+}
+
+impl<'t> Joiner<'t> {
+    /// An empty stream.
+    #[must_use]
+    pub fn new(tokenizer: &'t Tokenizer) -> Self {
+        Self {
+            tokenizer,
+            end_of_text: tokenizer.end_of_text(),
+            texts: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Encodes a text to `sink`, after an end of text unless it is the first. Nothing for an empty
+    /// one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode`], and what `sink` returns.
+    pub fn add(&mut self, text: &str, sink: &mut dyn FnMut(&[u32]) -> Result<()>) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        if let (Some(id), 1..) = (self.end_of_text, self.texts) {
+            sink(&[id])?;
+        }
+        self.texts += 1;
+        self.bytes += text.len() as u64;
+        self.tokenizer.encode_to(text, sink)
+    }
+}
+
+/// A tokenizer that must keep texts apart, and cannot.
+///
+/// # Errors
+///
+/// [`Error::Tokenizer`].
+pub fn check_end_of_text(tokenizer: &Tokenizer, has_many_texts: bool) -> Result<()> {
+    if !has_many_texts || tokenizer.end_of_text().is_some() {
+        return Ok(());
+    }
+    let names = END_OF_TEXT_NAMES.join(", ");
+    Err(Error::Tokenizer(format!(
+        "the tokenizer has no id that ends a text (one of {names}), which a corpus of several \
+         documents needs; add one to its added_tokens"
+    )))
 }
 
 /// The tokens of a run.
 #[derive(Clone, Debug)]
 pub struct TokenDataset {
-    /// What batches are drawn from.
+    /// What batches are cut from.
     pub train: EncodedText,
     /// What evaluations measure.
     pub validation: EncodedText,
 }
 
 impl TokenDataset {
-    /// Encodes both parts and checks that they are long enough.
+    /// Divides and encodes texts, or opens shards, and checks that they are long enough.
     ///
     /// # Errors
     ///
-    /// [`Error::Data`] saying how many tokens there are and how many are needed.
-    pub fn new(
-        tokenizer: &Tokenizer,
-        (train, validation): (&str, &str),
-        settings: &TrainSettings,
-    ) -> Result<Self> {
-        let data = Self {
-            train: EncodedText::new(tokenizer, train)?,
-            validation: EncodedText::new(tokenizer, validation)?,
+    /// [`Error::Data`] saying how many tokens there are and how many are needed; as
+    /// [`Tokenizer::encode`].
+    pub fn new(tokenizer: &Tokenizer, input: &Input, settings: &TrainSettings) -> Result<Self> {
+        let data = match input {
+            Input::Documents(documents) => Self::encode(tokenizer, documents, settings)?,
+            Input::Prepared(prepared) => {
+                prepared.check_tokenizer(tokenizer)?;
+                let is_divided = settings.mask_documents;
+                Self {
+                    train: prepared.train(is_divided)?,
+                    validation: prepared.validation(is_divided)?,
+                }
+            }
         };
-        let needed = settings.context * settings.batch + 1;
-        enough(
-            "training",
-            data.train.ids.len(),
-            needed,
-            "one batch (train.batch x train.context + 1)",
-        )?;
-        enough("validation", data.validation.ids.len(), 2, "one prediction")?;
+        data.check(settings)?;
         Ok(data)
     }
 
-    /// Micro-batch number `index` of a run: windows at seeded random places of the training text.
-    #[must_use]
-    pub fn batch(&self, settings: &TrainSettings, index: u64) -> Vec<Example> {
-        let mut rng = Rng::new(settings.seed, Stream::Batch, index);
-        let context = settings.context;
-        let ids = &self.train.ids;
-        (0..settings.batch)
-            .map(|_| {
-                let start = rng.below(ids.len() - context);
-                Example {
-                    inputs: ids[start..start + context].to_vec(),
-                    targets: ids[start + 1..start + context + 1].to_vec(),
-                }
-            })
-            .collect()
+    fn encode(
+        tokenizer: &Tokenizer,
+        documents: &Documents,
+        settings: &TrainSettings,
+    ) -> Result<Self> {
+        let held_out = HeldOut::new(settings);
+        let parts: Vec<_> = (0..)
+            .zip(&documents.texts)
+            .map(|(i, text)| held_out.divide(i, text))
+            .collect();
+        let mut data = Self {
+            train: EncodedText::join(tokenizer, parts.iter().map(|part| part.0))?,
+            validation: EncodedText::join(tokenizer, parts.iter().map(|part| part.1))?,
+        };
+        if !settings.mask_documents {
+            data.train.end_of_text = None;
+            data.validation.end_of_text = None;
+        }
+        Ok(data)
     }
+
+    fn check(&self, settings: &TrainSettings) -> Result<()> {
+        let needed = settings.context * settings.batch + 1;
+        let (train, validation) = (self.train.tokens.len(), self.validation.tokens.len());
+        let batch = "one batch (train.batch x train.context + 1)";
+        enough("training", train, needed, batch)?;
+        enough("validation", validation, 2, "one prediction")
+    }
+
+    /// Micro-batch number `index` of a run.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokens::read`].
+    pub fn batch(&self, settings: &TrainSettings, index: u64) -> Result<Vec<Example>> {
+        let context = settings.context;
+        let example = |start| {
+            let ids = self.train.tokens.read(start, context + 1)?;
+            Ok(Example {
+                inputs: ids[..context].to_vec(),
+                targets: ids[1..].to_vec(),
+            })
+        };
+        let starts = self.starts(settings, index);
+        starts.into_iter().map(example).collect()
+    }
+
+    /// Where the windows of a micro-batch begin: a function of seed and index alone, so that a run
+    /// that is resumed goes on where it was.
+    fn starts(&self, settings: &TrainSettings, index: u64) -> Vec<usize> {
+        let (len, context) = (self.train.tokens.len(), settings.context);
+        match settings.order {
+            OrderKind::Random => {
+                let mut rng = Rng::new(settings.seed, Stream::Batch, index);
+                let draw = |_| rng.below(len - context);
+                (0..settings.batch).map(draw).collect()
+            }
+            OrderKind::Shuffled => {
+                let first = index * settings.batch as u64;
+                let place = |i| shuffled_start(settings.seed, first + i, len, context);
+                (0..settings.batch as u64).map(place).collect()
+            }
+        }
+    }
+}
+
+/// Window number `place` of a run that takes every window once an epoch. Windows lie end to end
+/// behind a shift that differs by epoch.
+fn shuffled_start(seed: u64, place: u64, len: usize, context: usize) -> usize {
+    let windows = ((len - 1) / context) as u64;
+    let (epoch, place) = (place / windows, place % windows);
+    let slack = (len - 1) % context;
+    let shift = Rng::new(seed, Stream::Batch, epoch).below(slack + 1);
+    let window = Permutation::new(seed, epoch, windows).at(place);
+    shift + window as usize * context
 }
 
 fn enough(part: &str, tokens: usize, needed: usize, what: &str) -> Result<()> {
@@ -129,8 +433,8 @@ fn enough(part: &str, tokens: usize, needed: usize, what: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::Data(format!(
-        "the {part} text has {tokens} tokens; {what} needs {needed}. Give more text, or lower \
-         train.context or train.batch"
+        "the {part} text has {tokens} tokens; {what} needs {needed}. Give more text, lower \
+         train.context or train.batch, or change train.split or train.val_fraction"
     )))
 }
 
@@ -138,50 +442,97 @@ fn enough(part: &str, tokens: usize, needed: usize, what: &str) -> Result<()> {
 mod tests {
     use super::*;
     use crate::settings::Settings;
+    use crate::tokenizer::TokenizerKind;
     use bitnet_formats::Preset;
 
-    #[test]
-    fn the_split_keeps_characters_whole() {
-        let text = "aé".repeat(10);
-        for percent in 1..100 {
-            let (train, validation) = split(&text, f64::from(percent) / 100.0);
-            assert_eq!([train, validation].concat(), text);
-            assert!(train.len() <= text.len() * (100 - percent as usize) / 100 + 1);
-        }
-        assert_eq!(split("éé", 0.3), ("é", "é"));
+    fn documents(texts: &[&str]) -> Input {
+        let mut fingerprint = Fingerprint::default();
+        texts.iter().for_each(|text| fingerprint.add(text));
+        Input::Documents(Documents {
+            texts: texts.iter().map(ToString::to_string).collect(),
+            has_many: texts.len() > 1,
+            has_some_to_spare: false,
+            fingerprint,
+            tally: Tally::default(),
+        })
+    }
+
+    fn byte(has_many: bool) -> Tokenizer {
+        Tokenizer::new(&TokenizerKind::Byte, has_many, |_| Ok(())).unwrap()
+    }
+
+    fn small() -> TrainSettings {
+        let mut settings = Settings::preset(Preset::Nano).train;
+        (settings.context, settings.batch) = (8, 4);
+        settings
     }
 
     #[test]
-    fn fingerprint_is_fnv_1a() {
-        assert_eq!(fingerprint(""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(fingerprint("a"), 0xaf63_dc4c_8601_ec8c);
+    fn fingerprint_is_fnv_1a_and_knows_where_texts_end() {
+        let of = |texts: &[&str]| documents(texts).fingerprint();
+        assert_eq!(of(&[]), "cbf29ce484222325");
+        assert_eq!(of(&["a"]), "af63dc4c8601ec8c");
+        assert_ne!(of(&["ab", "c"]), of(&["a", "bc"]));
+    }
+
+    #[test]
+    fn texts_are_joined_by_their_end() {
+        let tokenizer = byte(true);
+        let text = "abcdefgh".repeat(20);
+        let input = documents(&[&text, "zz", &text]);
+        let data = TokenDataset::new(&tokenizer, &input, &small()).unwrap();
+        let ids = data.train.tokens.read(0, data.train.tokens.len()).unwrap();
+        let ends: Vec<_> = (0..ids.len()).filter(|i| ids[*i] == 256).collect();
+        assert_eq!(ends, [144, 146]);
+        assert_eq!(data.train.bytes, 144 + 1 + 144);
+        assert_eq!(data.validation.bytes, 16 + 1 + 16);
+        assert_eq!(data.train.end_of_text, Some(256));
+        let alone = EncodedText::new(&tokenizer, "abc").unwrap();
+        assert_eq!(alone.tokens.len(), 3);
+        assert!(check_end_of_text(&byte(false), true).is_err());
     }
 
     #[test]
     fn batches_are_windows_that_depend_on_seed_and_index() {
-        let mut settings = Settings::preset(Preset::Nano).train;
-        (settings.context, settings.batch) = (8, 4);
         let text: String = (0..500)
             .map(|i| char::from(b'a' + (i * i % 23) as u8))
             .collect();
-        let byte = Tokenizer::new(&crate::tokenizer::TokenizerKind::Byte, "", "").unwrap();
-        let data = TokenDataset::new(&byte, split(&text, 0.1), &settings).unwrap();
-        let batch = data.batch(&settings, 3);
-        assert_eq!(batch, data.batch(&settings, 3));
-        assert_ne!(batch, data.batch(&settings, 4));
-        for example in &batch {
-            assert_eq!(example.inputs[1..], example.targets[..7]);
-            assert!(data.train.ids.windows(8).any(|w| w == example.inputs));
+        for order in [OrderKind::Random, OrderKind::Shuffled] {
+            let settings = TrainSettings { order, ..small() };
+            let data = TokenDataset::new(&byte(false), &documents(&[&text]), &settings).unwrap();
+            let batch = data.batch(&settings, 3).unwrap();
+            assert_eq!(batch, data.batch(&settings, 3).unwrap());
+            assert_ne!(batch, data.batch(&settings, 4).unwrap());
+            let ids = data.train.tokens.read(0, 450).unwrap();
+            for example in &batch {
+                assert_eq!(example.inputs[1..], example.targets[..7]);
+                assert!(ids.windows(8).any(|w| w == example.inputs));
+            }
+        }
+    }
+
+    #[test]
+    fn a_shuffled_epoch_predicts_every_token_once() {
+        for (len, context) in [(81, 8), (87, 8), (9, 8), (400, 7)] {
+            let windows = (len - 1) / context;
+            for epoch in 0..3 {
+                let places = (epoch * windows..(epoch + 1) * windows).map(|i| i as u64);
+                let starts = places.map(|i| shuffled_start(1, i, len, context));
+                let mut starts: Vec<_> = starts.collect();
+                starts.sort_unstable();
+                assert!(starts.windows(2).all(|w| w[0] + context == w[1]));
+                assert!(starts[windows - 1] + context < len);
+            }
         }
     }
 
     #[test]
     fn a_short_text_says_what_is_needed() {
         let settings = Settings::preset(Preset::Nano).train;
-        let byte = Tokenizer::new(&crate::tokenizer::TokenizerKind::Byte, "", "").unwrap();
-        let error = TokenDataset::new(&byte, ("short", "text"), &settings).unwrap_err();
+        let input = documents(&["shorttext"]);
+        let error = TokenDataset::new(&byte(false), &input, &settings).unwrap_err();
         let message = error.to_string();
-        assert!(message.contains("has 5 tokens"), "{message}");
+        assert!(message.contains("has 8 tokens"), "{message}");
         assert!(message.contains("needs 2049"), "{message}");
     }
 }

@@ -4,6 +4,9 @@
 //! reads `t[wC .. min(wC + C, N - 1)]` at positions from 0 and predicts the same range shifted by
 //! one. So every token but the first is predicted exactly once, from at most `C` before it.
 //!
+//! Several texts have the tokenizer's end of text between them, where it has one. It is predicted like
+//! any token and has no bytes, and what stands after it does not see what stands before.
+//!
 //! - nats per token: the sum of `-ln p` over all predictions, divided by `N - 1`;
 //! - perplexity: `e` to that power;
 //! - bits per byte: the sum divided by `ln 2` and by the UTF-8 bytes of the whole text.
@@ -15,7 +18,7 @@ use serde::Serialize;
 
 use crate::data::EncodedText;
 use crate::error::{Error, Result};
-use crate::model::{Diverged, Model, Sequence};
+use crate::model::{Model, Sequence};
 
 /// What an evaluation finds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -34,12 +37,10 @@ pub struct Evaluation {
     pub bits_per_byte: f64,
 }
 
-/// A window's inputs and targets.
-type Window<'a> = (&'a [u32], &'a [u32]);
-
-fn windows(ids: &[u32], context: usize) -> impl Iterator<Item = Window<'_>> {
-    let inputs = ids[..ids.len() - 1].chunks(context);
-    inputs.zip(ids[1..].chunks(context))
+/// First token and number of predictions of each window.
+fn windows(len: usize, context: usize) -> impl Iterator<Item = (usize, usize)> {
+    let starts = (0..len - 1).step_by(context);
+    starts.map(move |start| (start, context.min(len - 1 - start)))
 }
 
 /// Evaluates on the current rayon pool; a thread owns whole windows.
@@ -47,20 +48,23 @@ fn windows(ids: &[u32], context: usize) -> impl Iterator<Item = Window<'_>> {
 /// # Errors
 ///
 /// [`Error::Data`] for a text of fewer than two tokens or a context the model cannot have, and if
-/// an activation or the loss is not finite.
+/// an activation or the loss is not finite; as [`Tokens::read`](crate::data::Tokens::read).
 pub fn evaluate(model: &Model<f32>, text: &EncodedText, context: usize) -> Result<Evaluation> {
     check(model, text, context)?;
-    let windows: Vec<_> = windows(&text.ids, context).collect();
+    let windows: Vec<_> = windows(text.tokens.len(), context).collect();
     let losses: Vec<_> = windows
         .into_par_iter()
-        .map_init(|| None, |buffer, window| window_loss(model, window, buffer))
+        .map_init(
+            || None,
+            |buffer, window| window_loss(model, text, window, buffer),
+        )
         .collect();
-    let losses: std::result::Result<Vec<f64>, Diverged> = losses.into_iter().collect();
-    let sum: f64 = losses.map_err(|e| Error::Data(e.to_string()))?.iter().sum();
+    let losses: Result<Vec<f64>> = losses.into_iter().collect();
+    let sum: f64 = losses?.iter().sum();
     if !sum.is_finite() {
         return Err(Error::Data("the loss is infinite or not a number".into()));
     }
-    let tokens = text.ids.len() - 1;
+    let tokens = text.tokens.len() - 1;
     let nats_per_token = sum / tokens as f64;
     Ok(Evaluation {
         tokens,
@@ -79,8 +83,8 @@ fn check(model: &Model<f32>, text: &EncodedText, context: usize) -> Result<()> {
             "--context is {context}; this model takes 1 to {max_seq_len} tokens"
         )));
     }
-    if text.ids.len() < 2 {
-        let n = text.ids.len();
+    if text.tokens.len() < 2 {
+        let n = text.tokens.len();
         let message = format!("the text has {n} tokens; an evaluation needs at least 2");
         return Err(Error::Data(message));
     }
@@ -90,14 +94,17 @@ fn check(model: &Model<f32>, text: &EncodedText, context: usize) -> Result<()> {
 /// Loss of one window. The buffers are kept from window to window; the last may be shorter.
 fn window_loss(
     model: &Model<f32>,
-    (inputs, targets): Window<'_>,
+    text: &EncodedText,
+    (start, count): (usize, usize),
     buffer: &mut Option<Sequence<f32>>,
-) -> std::result::Result<f64, Diverged> {
+) -> Result<f64> {
+    let ids = text.tokens.read(start, count + 1)?;
     let seq = match buffer.take() {
-        Some(seq) if seq.len() == inputs.len() => seq,
-        _ => Sequence::to_evaluate(model.config(), inputs.len()),
+        Some(seq) if seq.len() == count => seq,
+        _ => Sequence::to_evaluate(model.config(), count).divided_by(text.end_of_text),
     };
-    model.loss(inputs, targets, buffer.insert(seq))
+    let loss = model.loss(&ids[..count], &ids[1..], buffer.insert(seq));
+    loss.map_err(|e| Error::Data(e.to_string()))
 }
 
 #[cfg(test)]
@@ -111,11 +118,10 @@ mod tests {
             let ids: Vec<u32> = (0..n).collect();
             for context in 1..22 {
                 let mut predicted: Vec<u32> = Vec::new();
-                for (w, (inputs, targets)) in windows(&ids, context).enumerate() {
-                    assert_eq!(inputs[0] as usize, w * context);
-                    assert!(inputs.iter().zip(targets).all(|(x, y)| x + 1 == *y));
-                    assert_eq!(inputs.len(), targets.len());
-                    predicted.extend(targets);
+                for (w, (start, count)) in windows(ids.len(), context).enumerate() {
+                    assert_eq!(start, w * context);
+                    assert!((1..=context).contains(&count));
+                    predicted.extend(&ids[start + 1..=start + count]);
                 }
                 assert_eq!(predicted, ids[1..]);
             }
@@ -130,10 +136,7 @@ mod tests {
         };
         let mut model = Model::new(config, true);
         model.init(3);
-        let text = EncodedText {
-            ids: (0..200).map(|i| i * i % 50).collect(),
-            bytes: 400,
-        };
+        let text = EncodedText::from_ids((0..200).map(|i| i * i % 50).collect(), 400);
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             pool.unwrap()

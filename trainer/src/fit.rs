@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
-use crate::checkpoint::RunFolder;
+use crate::checkpoint::{RunFolder, RunState};
 use crate::config_json;
-use crate::data::{TokenDataset, fingerprint, read_text, split};
+use crate::corpus::DataOptions;
+use crate::data::{EncodedText, Input, TokenDataset, check_end_of_text};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, evaluate};
 use crate::metrics::{MetricsLog, Record};
@@ -16,14 +17,19 @@ use crate::plot::loss_svg;
 use crate::progress::Progress;
 use crate::sample::{SampleOptions, sample};
 use crate::settings::Settings;
-use crate::tokenizer::{Tokenizer, TokenizerKind};
+use crate::tokenizer::{Parts, Tokenizer, TokenizerKind};
 use crate::trainer::{StepMetrics, Trainer};
+
+/// The tokenizer of a run on text that names none.
+pub const DEFAULT_TOKENIZER: TokenizerKind = TokenizerKind::Bpe(2048);
+/// Validation tokens in which a prompt for samples is looked for.
+const PROMPT_TOKENS: usize = 1024;
 
 /// What to train on, and where to.
 #[derive(Clone, Debug)]
 pub struct FitOptions {
-    /// Texts, joined in order.
-    pub data: Vec<PathBuf>,
+    /// What to learn from.
+    pub data: DataOptions,
     /// Folder of the run.
     pub out: PathBuf,
     /// A new run or an old one.
@@ -41,13 +47,16 @@ pub enum Start {
     Fresh {
         /// Shape and recipe; `vocab_size` follows the tokenizer.
         settings: Box<Settings>,
-        /// Which tokenizer.
-        tokenizer: TokenizerKind,
+        /// Which tokenizer; `None` for that of prepared tokens, or for [`DEFAULT_TOKENIZER`].
+        tokenizer: Option<TokenizerKind>,
         /// Replace a run that is there.
         overwrite: bool,
     },
     /// From the checkpoint in the folder, with its settings.
-    Resume,
+    Resume {
+        /// Steps of the run from now on, to make it longer.
+        steps: Option<u64>,
+    },
 }
 
 /// How a run ended.
@@ -93,7 +102,7 @@ pub fn thread_pool(threads: usize) -> Result<ThreadPool> {
 ///
 /// Anything in [`Error`]; a checkpoint that was there before is then still there.
 pub fn fit(options: &FitOptions, stop: &AtomicBool, progress: &mut Progress) -> Result<Outcome> {
-    let text = read_text(&options.data)?;
+    let input = Input::read(&options.data)?;
     let pool = thread_pool(options.threads)?;
     pool.install(|| {
         let mut run = match &options.start {
@@ -101,41 +110,64 @@ pub fn fit(options: &FitOptions, stop: &AtomicBool, progress: &mut Progress) -> 
                 settings,
                 tokenizer,
                 overwrite,
-            } => Run::fresh(options, settings, tokenizer, *overwrite, &text, progress)?,
-            Start::Resume => Run::resume(options, &text, progress)?,
+            } => {
+                let kind = tokenizer.as_ref();
+                Run::fresh(options, settings, kind, *overwrite, &input, progress)?
+            }
+            Start::Resume { steps } => Run::resume(options, *steps, &input, progress)?,
         };
         run.train(options.stop_at, stop)
     })
 }
 
-/// The tokenizer of a fresh run, and its settings with the vocabulary filled in.
+/// The tokenizer of a fresh run, and its settings with what follows from tokenizer and input.
 ///
 /// # Errors
 ///
 /// As [`Tokenizer::new`] and [`Settings::validate`].
 pub fn resolve(
     settings: &Settings,
-    kind: &TokenizerKind,
-    text: &str,
+    kind: Option<&TokenizerKind>,
+    input: &Input,
 ) -> Result<(Settings, Tokenizer)> {
     settings.validate()?;
-    let (train_text, _) = split(text, settings.train.val_fraction);
-    let tokenizer = Tokenizer::new(kind, train_text, text)?;
     let mut settings = settings.clone();
+    input.settle(&mut settings.train);
+    let tokenizer = tokenizer(&settings, kind, input)?;
     settings.model.vocab_size = tokenizer.vocab_size();
     settings.validate()?;
     // Better to hear now that the model cannot be saved.
-    config_json::write(&settings.model, settings.train.quantize).map_err(Error::Usage)?;
+    config_json::write(&settings.model, settings.train.quantize, None).map_err(Error::Usage)?;
     Ok((settings, tokenizer))
+}
+
+fn tokenizer(
+    settings: &Settings,
+    kind: Option<&TokenizerKind>,
+    input: &Input,
+) -> Result<Tokenizer> {
+    let documents = match (input, kind) {
+        (Input::Prepared(prepared), None) => return prepared.tokenizer(),
+        (Input::Prepared(_), Some(_)) => {
+            let message = "--tokenizer: the tokens in --data have theirs; leave it out";
+            return Err(Error::Usage(message.into()));
+        }
+        (Input::Documents(documents), _) => documents,
+    };
+    let kind = kind.unwrap_or(&DEFAULT_TOKENIZER);
+    let read = |see: &mut Parts<'_>| documents.divide(&settings.train, see);
+    let tokenizer = Tokenizer::new(kind, documents.has_many(), read)?;
+    check_end_of_text(&tokenizer, documents.has_many())?;
+    Ok(tokenizer)
 }
 
 impl<'a> Run<'a> {
     fn fresh(
         options: &FitOptions,
         settings: &Settings,
-        kind: &TokenizerKind,
+        kind: Option<&TokenizerKind>,
         overwrite: bool,
-        text: &str,
+        input: &Input,
         progress: &'a mut Progress,
     ) -> Result<Self> {
         let folder = RunFolder::new(&options.out);
@@ -146,19 +178,23 @@ impl<'a> Run<'a> {
                 options.out.display()
             )));
         }
-        let (settings, tokenizer) = resolve(settings, kind, text)?;
-        let parts = split(text, settings.train.val_fraction);
-        let data = TokenDataset::new(&tokenizer, parts, &settings.train)?;
+        let (settings, tokenizer) = resolve(settings, kind, input)?;
+        let data = TokenDataset::new(&tokenizer, input, &settings.train)?;
         folder.clear()?;
         folder.save_description(&settings, &tokenizer)?;
-        let trainer = Trainer::new(settings);
-        let run = Self::new(trainer, tokenizer, data, folder, text, progress)?;
+        let trainer = Trainer::new(settings, data.train.end_of_text);
+        let run = Self::new(trainer, tokenizer, data, folder, input, progress)?;
         // Shows now, and not after an hour, that the folder can hold a checkpoint.
         run.save()?;
         Ok(run)
     }
 
-    fn resume(options: &FitOptions, text: &str, progress: &'a mut Progress) -> Result<Self> {
+    fn resume(
+        options: &FitOptions,
+        steps: Option<u64>,
+        input: &Input,
+        progress: &'a mut Progress,
+    ) -> Result<Self> {
         let folder = RunFolder::new(&options.out);
         if !folder.file("state.safetensors").exists() {
             return Err(Error::Usage(format!(
@@ -166,8 +202,11 @@ impl<'a> Run<'a> {
                 options.out.display()
             )));
         }
-        let (state, model, adam) = folder.load_state()?;
-        if hex(text) != state.text_fingerprint {
+        let (mut state, model, adam) = folder.load_state()?;
+        if let Some(steps) = steps {
+            extend(&mut state, steps)?;
+        }
+        if input.fingerprint() != state.text_fingerprint {
             return Err(Error::Data(format!(
                 "--data: the text is not the one that the run in {} began with; give the same files \
                  in the same order",
@@ -175,12 +214,13 @@ impl<'a> Run<'a> {
             )));
         }
         let tokenizer = folder.load_tokenizer()?;
-        let parts = split(text, state.settings.train.val_fraction);
-        let data = TokenDataset::new(&tokenizer, parts, &state.settings.train)?;
+        let data = TokenDataset::new(&tokenizer, input, &state.settings.train)?;
+        folder.save_settings(&state.settings)?;
         // An interrupted save may have left the model of an earlier step.
         folder.save_model(&model)?;
-        let trainer = Trainer::resume(state.settings, model, adam, state.step);
-        Self::new(trainer, tokenizer, data, folder, text, progress)
+        let end_of_text = data.train.end_of_text;
+        let trainer = Trainer::resume(state.settings, end_of_text, model, adam, state.step);
+        Self::new(trainer, tokenizer, data, folder, input, progress)
     }
 
     fn new(
@@ -188,20 +228,20 @@ impl<'a> Run<'a> {
         tokenizer: Tokenizer,
         data: TokenDataset,
         folder: RunFolder,
-        text: &str,
+        input: &Input,
         progress: &'a mut Progress,
     ) -> Result<Self> {
         let metrics = MetricsLog::open(&folder.file("metrics.jsonl"), trainer.step())?;
-        let (_, validation) = split(text, trainer.settings().train.val_fraction);
-        progress.begin(trainer.settings(), trainer.step(), &data);
+        let prompt = prompt(&tokenizer, &data.validation)?;
+        progress.begin(trainer.settings(), trainer.step(), &data, input.tally());
         Ok(Self {
             trainer,
             tokenizer,
             data,
             folder,
             metrics,
-            fingerprint: hex(text),
-            prompt: first_words(validation),
+            fingerprint: input.fingerprint(),
+            prompt,
             progress,
         })
     }
@@ -282,12 +322,31 @@ impl<'a> Run<'a> {
     }
 }
 
-fn hex(text: &str) -> String {
-    format!("{:016x}", fingerprint(text))
+/// Gives a run more steps. Warm-up, evaluations and checkpoints stay as they are; the learning rate
+/// is from now on what the schedule says for so many steps.
+fn extend(state: &mut RunState, steps: u64) -> Result<()> {
+    let (taken, planned) = (state.step, state.settings.train.steps);
+    if steps < planned {
+        return Err(Error::Usage(format!(
+            "--steps {steps}: the run is at step {taken} of {planned} and can be made longer, not \
+             shorter; --stop-at {steps} stops it early"
+        )));
+    }
+    state.settings.train.steps = steps;
+    Ok(())
 }
 
 fn is_due(step: u64, every: u64, steps: u64) -> bool {
     step == steps || (every > 0 && step.is_multiple_of(every))
+}
+
+/// A prompt from the beginning of the validation text.
+fn prompt(tokenizer: &Tokenizer, validation: &EncodedText) -> Result<String> {
+    let count = validation.tokens.len().min(PROMPT_TOKENS);
+    let ids = validation.tokens.read(0, count)?;
+    let is_end = |id: &u32| Some(*id) == tokenizer.end_of_text();
+    let first = ids.split(is_end).find(|text| !text.is_empty());
+    Ok(first_words(&tokenizer.decode(first.unwrap_or(&ids))?))
 }
 
 /// A prompt of three words or less: the beginning of a line of the text, or its first character.

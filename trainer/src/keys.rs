@@ -5,8 +5,9 @@ use std::str::FromStr;
 use bitnet_formats::{Activation, Attention};
 
 use crate::error::{Error, Result};
+use crate::held_out::SplitKind;
 use crate::schedule::ScheduleKind;
-use crate::settings::Settings;
+use crate::settings::{OrderKind, Settings};
 
 /// One setting: its name, what it means, and how a value reaches it.
 pub struct Key {
@@ -199,7 +200,25 @@ pub const KEYS: &[Key] = &[
     key!(
         "train.val_fraction",
         train.val_fraction,
-        "share of the text, at its end, that validates"
+        "share of the text that validates"
+    ),
+    Key {
+        name: "train.split",
+        help: "what validates. document: one of every 1/val_fraction documents, drawn by seed; tail: \
+               the end of each; auto: document for JSON Lines, separators or 20 files, else tail",
+        set: set_split,
+        get: |s| name_of(&SPLITS, s.train.split),
+    },
+    Key {
+        name: "train.order",
+        help: "random: windows at random places; shuffled: every window once an epoch",
+        set: set_order,
+        get: |s| name_of(&ORDERS, s.train.order),
+    },
+    key!(
+        "train.mask_documents",
+        train.mask_documents,
+        "true or false: attention ends where a document begins"
     ),
     key!(
         "train.eval_every",
@@ -321,6 +340,27 @@ const SCHEDULES: [(&str, ScheduleKind); 3] = [
     ("two-stage", ScheduleKind::TwoStage),
 ];
 
+const SPLITS: [(&str, SplitKind); 3] = [
+    ("auto", SplitKind::Auto),
+    ("tail", SplitKind::Tail),
+    ("document", SplitKind::Document),
+];
+
+const ORDERS: [(&str, OrderKind); 2] = [
+    ("random", OrderKind::Random),
+    ("shuffled", OrderKind::Shuffled),
+];
+
+fn set_split(settings: &mut Settings, value: &str) -> SetResult {
+    settings.train.split = one_of(value, &SPLITS)?;
+    Ok(())
+}
+
+fn set_order(settings: &mut Settings, value: &str) -> SetResult {
+    settings.train.order = one_of(value, &ORDERS)?;
+    Ok(())
+}
+
 fn set_activation(settings: &mut Settings, value: &str) -> SetResult {
     settings.model.activation = one_of(value, &ACTIVATIONS)?;
     Ok(())
@@ -420,7 +460,9 @@ mod tests {
             let mut settings = Settings::preset(Preset::Nano);
             apply(&mut settings, &format!("model.attention={before}")).unwrap();
             let old = settings.clone();
-            let values = ["7", "0.375", "false", "true", "grouped", "silu", "linear"];
+            let values = [
+                "7", "0.375", "false", "true", "grouped", "silu", "linear", "tail", "shuffled",
+            ];
             let changed = values.iter().any(|value| {
                 let mut at = old.clone();
                 apply(&mut at, &format!("{}={value}", key.name)).is_ok() && at != old

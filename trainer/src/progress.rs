@@ -4,6 +4,7 @@ use std::io::{IsTerminal, stderr};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::corpus::Tally;
 use crate::data::TokenDataset;
 use crate::metrics::Record;
 use crate::settings::Settings;
@@ -41,14 +42,25 @@ impl Progress {
         progress
     }
 
-    pub(crate) fn begin(&mut self, settings: &Settings, step: u64, data: &TokenDataset) {
+    pub(crate) fn begin(
+        &mut self,
+        settings: &Settings,
+        step: u64,
+        data: &TokenDataset,
+        Tally { documents, empty }: Tally,
+    ) {
         self.steps = settings.train.steps;
+        if documents > 1 || empty > 0 {
+            self.say(&format!(
+                "{documents} documents; {empty} empty ones left out"
+            ));
+        }
         self.say(&format!(
             "{} parameters, vocabulary {}; {} training and {} validation tokens; {} tokens a step",
             settings.model.parameter_count(),
             settings.model.vocab_size,
-            data.train.ids.len(),
-            data.validation.ids.len(),
+            data.train.tokens.len(),
+            data.validation.tokens.len(),
             settings.train.tokens_per_step(),
         ));
         if step > 0 {

@@ -13,6 +13,10 @@ pub enum Stream {
     Batch = 2,
     /// Tokens of generated text.
     Sample = 3,
+    /// Order of windows, indexed by epoch.
+    Order = 4,
+    /// Documents that validate, indexed by group.
+    HeldOut = 5,
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014): a counter and a mixing function.

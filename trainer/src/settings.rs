@@ -4,6 +4,7 @@ use bitnet_formats::{ModelConfig, Preset, WeightScale};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::held_out::SplitKind;
 use crate::schedule::{LrSchedule, ScheduleKind};
 
 /// Everything that decides what a run computes, apart from the text.
@@ -52,8 +53,17 @@ pub struct TrainSettings {
     pub clip: f64,
     /// Seed of weights, batches and samples.
     pub seed: u64,
-    /// Share of the text, at its end, that validates.
+    /// Share of the text that validates.
     pub val_fraction: f64,
+    /// Which part of the text that is.
+    #[serde(default)]
+    pub split: SplitKind,
+    /// In which order windows of the text are learned from.
+    #[serde(default)]
+    pub order: OrderKind,
+    /// True if attention ends where a document begins.
+    #[serde(default)]
+    pub mask_documents: bool,
     /// Steps between evaluations; 0 for one at the end.
     pub eval_every: u64,
     /// Steps between checkpoints; 0 for one at the end.
@@ -62,6 +72,17 @@ pub struct TrainSettings {
     pub sample_tokens: usize,
     /// False trains the same network without quantisers, for comparison.
     pub quantize: bool,
+}
+
+/// Order of the windows of a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OrderKind {
+    /// Each drawn anew, at any place.
+    #[default]
+    Random,
+    /// Every window once an epoch, in an order that is drawn anew each epoch.
+    Shuffled,
 }
 
 impl Settings {
@@ -86,6 +107,9 @@ impl Settings {
             clip: 1.0,
             seed: 1,
             val_fraction: 0.1,
+            split: SplitKind::Auto,
+            order: OrderKind::Random,
+            mask_documents: true,
             eval_every: 0,
             save_every: 0,
             sample_tokens: 48,

@@ -6,13 +6,29 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::mpsc::sync_channel;
 
 use serde_json::{Map, Value, json};
+use tokenizers::AddedToken;
 use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::BpeTrainerBuilder;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use crate::error::{Error, Result};
+
+/// What the tokenizers made here write between texts, where there are several.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+/// What ends a text, by the names of public tokenizers; the first that is known is used.
+pub const END_OF_TEXT_NAMES: [&str; 4] = ["<|end_of_text|>", END_OF_TEXT, "</s>", "<eos>"];
+/// Texts are encoded in pieces of about so many bytes.
+const PIECE_BYTES: usize = 1 << 20;
+/// Longest run without white space that a vocabulary is learned from as one, in bytes.
+const WORD_BYTES: usize = 4096;
+/// Texts in memory while a vocabulary is learned.
+const TEXTS_AHEAD: usize = 4;
+
+/// Hears of the training and the validation part of every text.
+pub type Parts<'p> = dyn FnMut(&str, &str) -> Result<()> + 'p;
 
 /// Which tokenizer to use, as `--tokenizer` spells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,16 +73,31 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer of this kind. BPE learns from `train_text`; characters come from `whole_text`.
+    /// The tokenizer of this kind.
+    ///
+    /// `read` calls its argument with the training and the validation part of every text: BPE learns
+    /// from the first, characters come from both. A tokenizer made here has an id for
+    /// [`END_OF_TEXT`] if `has_many_texts`.
     ///
     /// # Errors
     ///
-    /// [`Error::Tokenizer`] or [`Error::Io`] if it cannot be made or read.
-    pub fn new(kind: &TokenizerKind, train_text: &str, whole_text: &str) -> Result<Self> {
+    /// [`Error::Tokenizer`] or [`Error::Io`] if it cannot be made or read, and what `read` returns.
+    pub fn new(
+        kind: &TokenizerKind,
+        has_many_texts: bool,
+        read: impl FnOnce(&mut Parts<'_>) -> Result<()> + Send,
+    ) -> Result<Self> {
         match kind {
-            TokenizerKind::Bpe(size) => train_bpe(*size, train_text),
-            TokenizerKind::Byte => Self::from_json(&byte_json()),
-            TokenizerKind::Char => Self::from_json(&char_json(whole_text)),
+            TokenizerKind::Bpe(size) => learn_bpe(*size, has_many_texts, read),
+            TokenizerKind::Byte => Self::from_json(&byte_json(), has_many_texts),
+            TokenizerKind::Char => {
+                let mut distinct = BTreeSet::new();
+                read(&mut |train, validation| {
+                    distinct.extend(train.chars().chain(validation.chars()));
+                    Ok(())
+                })?;
+                Self::from_json(&char_json(distinct), has_many_texts)
+            }
             TokenizerKind::File(path) => Self::from_file(path),
         }
     }
@@ -87,11 +118,18 @@ impl Tokenizer {
         Ok(Self::wrap(inner))
     }
 
-    fn from_json(json: &Value) -> Result<Self> {
-        Self::from_bytes(json.to_string().as_bytes())
+    fn from_json(json: &Value, has_many_texts: bool) -> Result<Self> {
+        let mut made = Self::from_bytes(json.to_string().as_bytes())?;
+        if has_many_texts {
+            let token = AddedToken::from(END_OF_TEXT, true);
+            made.inner.add_special_tokens([token]).map_err(other)?;
+        }
+        Ok(made)
     }
 
-    fn wrap(inner: tokenizers::Tokenizer) -> Self {
+    fn wrap(mut inner: tokenizers::Tokenizer) -> Self {
+        // A text that speaks of an end of text does not end there.
+        inner.set_encode_special_tokens(true);
         use tokenizers::DecoderWrapper::{ByteLevel, Fuse};
         let exact = matches!(inner.get_decoder(), Some(ByteLevel(_) | Fuse(_)));
         let lossless = exact && inner.get_normalizer().is_none();
@@ -112,6 +150,28 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         let largest = self.inner.get_vocab(true).into_values().max();
         largest.map_or(0, |id| id as usize + 1)
+    }
+
+    /// The id that ends a text, if there is one: the first of [`END_OF_TEXT_NAMES`] that it knows.
+    #[must_use]
+    pub fn end_of_text(&self) -> Option<u32> {
+        let mut names = END_OF_TEXT_NAMES.iter();
+        names.find_map(|name| self.inner.token_to_id(name))
+    }
+
+    /// Calls `sink` with the ids of `text`, which all together are those of [`Tokenizer::encode`].
+    ///
+    /// A long text goes through in pieces of about a megabyte, since encoding takes a hundred times
+    /// the memory of the text.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode`], and what `sink` returns.
+    pub fn encode_to(&self, text: &str, sink: &mut dyn FnMut(&[u32]) -> Result<()>) -> Result<()> {
+        if !self.lossless {
+            return sink(&self.encode(text)?);
+        }
+        pieces(text, PIECE_BYTES).try_for_each(|piece| sink(&self.encode(piece)?))
     }
 
     /// The ids of `text`, without special tokens.
@@ -163,21 +223,88 @@ fn byte_level(use_regex: bool) -> ByteLevel {
     ByteLevel::new(false, false, use_regex)
 }
 
-fn train_bpe(size: usize, text: &str) -> Result<Tokenizer> {
+/// Texts go through a channel: they may be too many for memory, and the trainer takes an iterator.
+fn learn_bpe(
+    size: usize,
+    has_many_texts: bool,
+    read: impl FnOnce(&mut Parts<'_>) -> Result<()> + Send,
+) -> Result<Tokenizer> {
+    let (send, receive) = sync_channel::<String>(TEXTS_AHEAD);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            // A receiver that is gone has met an error, which is the one to report.
+            read(&mut |train, _| {
+                break_long_words(train).for_each(|part| drop(send.send(part.to_owned())));
+                Ok(())
+            })
+        });
+        let learned = train_bpe(size, has_many_texts, receive.into_iter());
+        reader.join().expect("reading does not panic")?;
+        learned
+    })
+}
+
+fn train_bpe(
+    size: usize,
+    has_many_texts: bool,
+    texts: impl Iterator<Item = String> + Send,
+) -> Result<Tokenizer> {
     let mut inner = tokenizers::Tokenizer::new(tokenizers::models::bpe::BPE::default());
     inner
         .with_pre_tokenizer(Some(byte_level(true)))
         .with_decoder(Some(byte_level(true)));
+    let special = has_many_texts.then(|| AddedToken::from(END_OF_TEXT, true));
     let trainer = BpeTrainerBuilder::new()
         .vocab_size(size)
         .show_progress(false)
+        .special_tokens(special.into_iter().collect())
         .initial_alphabet((0..=255).map(byte_char).collect())
         .build();
     let mut trainer = TrainerWrapper::from(trainer);
-    inner
-        .train(&mut trainer, std::iter::once(text))
-        .map_err(other)?;
+    inner.train(&mut trainer, texts).map_err(other)?;
     Ok(Tokenizer::wrap(inner))
+}
+
+/// Cuts inside runs of more than [`WORD_BYTES`] without white space. Learning merges takes time
+/// quadratic in the length of a word, and there is nothing to learn from a megabyte without one.
+fn break_long_words(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let mut word = 0;
+        let is_cut = |(at, c): &(usize, char)| {
+            word = if c.is_whitespace() { *at + 1 } else { word };
+            *at >= word + WORD_BYTES
+        };
+        let cut = rest.char_indices().find(is_cut);
+        let (part, later) = rest.split_at(cut.map_or(rest.len(), |(at, _)| at));
+        rest = later;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// Cuts a text where no token can cross: after a line end or before a space, between two characters
+/// that are not white space. All pre-tokenizers of byte-level vocabularies part there.
+fn pieces(text: &str, bytes: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (piece, later) = rest.split_at(cut_after(rest, bytes));
+        rest = later;
+        Some(piece)
+    })
+}
+
+/// The first place to cut that is not before `bytes`.
+fn cut_after(text: &str, bytes: usize) -> usize {
+    let all = text.as_bytes();
+    let is_word = |b: u8| !b.is_ascii_whitespace() && b.is_ascii();
+    let line_end = |at: usize| all[at - 1] == b'\n' && is_word(all[at - 2]) && is_word(all[at]);
+    let space = |at: usize| all[at] == b' ' && is_word(all[at - 1]) && is_word(all[at + 1]);
+    (bytes.max(2)..all.len().saturating_sub(1))
+        .find(|at| line_end(*at) || space(*at))
+        .unwrap_or(all.len())
 }
 
 /// The character that byte-level vocabularies write for a byte: itself where it prints, else one
@@ -207,8 +334,7 @@ fn byte_json() -> Value {
     })
 }
 
-fn char_json(text: &str) -> Value {
-    let distinct: BTreeSet<char> = text.chars().collect();
+fn char_json(distinct: BTreeSet<char>) -> Value {
     json!({
         "version": "1.0",
         "added_tokens": [],
@@ -225,7 +351,7 @@ mod tests {
         "It is a truth, universally\n\n acknowledged: naïve — 東京 \u{1f600}\r\n\tx  y ";
 
     fn make(kind: &str, text: &str) -> Tokenizer {
-        Tokenizer::new(&kind.parse().unwrap(), text, text).unwrap()
+        Tokenizer::new(&kind.parse().unwrap(), false, |see| see(text, "")).unwrap()
     }
 
     #[test]
@@ -273,6 +399,71 @@ mod tests {
         assert!(a.vocab_size() > 256 && a.vocab_size() <= 280);
         assert!(a.encode(&corpus).unwrap().len() < corpus.len() / 2);
         assert_eq!(a.decode(&a.encode("東").unwrap()).unwrap(), "東");
+    }
+
+    #[test]
+    fn pieces_encode_to_the_same_ids() {
+        let text = "It was late.\nShe  said: \"no one\ncomes\n\nhere\" naïve — 東京\n x a b c\n";
+        let text = text.repeat(10);
+        for kind in ["bpe:300", "byte", "char"] {
+            let tokenizer = make(kind, &text);
+            let whole = tokenizer.encode(&text).unwrap();
+            for bytes in 1..60 {
+                let parts: Vec<_> = pieces(&text, bytes).collect();
+                assert_eq!(parts.concat(), text);
+                assert!(parts.len() > 4);
+                let ids = parts
+                    .iter()
+                    .flat_map(|part| tokenizer.encode(part).unwrap());
+                assert!(ids.eq(whole.iter().copied()), "{kind}, pieces of {bytes}");
+            }
+        }
+        assert_eq!(pieces(&"x".repeat(100), 5).count(), 1);
+    }
+
+    #[test]
+    fn only_endless_words_are_broken() {
+        let parts = |text: &str| -> Vec<usize> { break_long_words(text).map(str::len).collect() };
+        let line = "a word, ".repeat(2000);
+        assert_eq!(parts(&line), [line.len()]);
+        let endless = format!("{line}{}{line}", "é".repeat(WORD_BYTES / 4 * 3));
+        let found = parts(&endless);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert_eq!(found.iter().sum::<usize>(), endless.len());
+        assert_eq!(parts(""), [0; 0]);
+    }
+
+    /// Only what stands between texts ends one, not a text that holds its name.
+    #[test]
+    fn ends_of_text_are_added_for_many_texts_and_never_read_from_one() {
+        for (kind, size) in [("bpe:300", 300), ("byte", 257), ("char", 15)] {
+            let text = "<|endoftext|> and more";
+            let kind = kind.parse().unwrap();
+            let read = |see: &mut Parts<'_>| [text; 9].iter().try_for_each(|t| see(t, ""));
+            let one = Tokenizer::new(&kind, false, read).unwrap();
+            assert_eq!(one.end_of_text(), None);
+            let many = Tokenizer::new(&kind, true, read).unwrap();
+            let json = many.to_json().unwrap();
+            let again = Tokenizer::from_bytes(json.as_bytes()).unwrap();
+            for tokenizer in [&many, &again] {
+                let end = tokenizer.end_of_text().unwrap();
+                assert!(tokenizer.vocab_size() <= size, "{}", tokenizer.vocab_size());
+                let ids = tokenizer.encode(text).unwrap();
+                assert!(!ids.contains(&end));
+                assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+                assert_eq!(tokenizer.decode(&[end]).unwrap(), END_OF_TEXT);
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_while_reading_is_the_error() {
+        let read = |see: &mut Parts<'_>| {
+            see("some text", "")?;
+            Err(Error::Data("the disk is gone".into()))
+        };
+        let error = Tokenizer::new(&TokenizerKind::Bpe(300), false, read).unwrap_err();
+        assert_eq!(error.to_string(), "the disk is gone");
     }
 
     #[test]

@@ -36,23 +36,29 @@ pub struct StepMetrics {
 }
 
 impl Trainer {
-    /// A run at step 0 with fresh weights.
+    /// A run at step 0 with fresh weights. Texts do not see each other across `end_of_text`.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings, end_of_text: Option<u32>) -> Self {
         let train = &settings.train;
         let mut model = Model::new(settings.model, train.quantize);
         model.init(train.seed);
         let betas = (train.beta1, train.beta2);
         let adam = AdamW::new(&model, betas, train.eps, train.decay_embedding);
-        Self::resume(settings, model, adam, 0)
+        Self::resume(settings, end_of_text, model, adam, 0)
     }
 
-    /// A run that goes on from `step`.
+    /// A run that goes on from `step`. Texts do not see each other across `end_of_text`.
     #[must_use]
-    pub fn resume(settings: Settings, model: Model<f32>, adam: AdamW, step: u64) -> Self {
+    pub fn resume(
+        settings: Settings,
+        end_of_text: Option<u32>,
+        model: Model<f32>,
+        adam: AdamW,
+        step: u64,
+    ) -> Self {
         let context = settings.train.context;
         let workers = (0..settings.train.batch)
-            .map(|_| Worker::new(&settings.model, context))
+            .map(|_| Worker::new(&settings.model, context).divided_by(end_of_text))
             .collect();
         Self {
             settings,
@@ -110,7 +116,7 @@ impl Trainer {
             what,
             out: out.into(),
         };
-        let loss = self.gradient(data).map_err(non_finite)?;
+        let loss = self.gradient(data, &non_finite)?;
         let grad_norm = global_norm(&self.model);
         if !grad_norm.is_finite() {
             let what = format!("the norm of the gradient is {grad_norm}");
@@ -132,7 +138,11 @@ impl Trainer {
     }
 
     /// Gradient of the mean loss over the step's micro-batches; returns that mean.
-    fn gradient(&mut self, data: &TokenDataset) -> std::result::Result<f64, String> {
+    fn gradient(
+        &mut self,
+        data: &TokenDataset,
+        non_finite: &dyn Fn(String) -> Error,
+    ) -> Result<f64> {
         let train = &self.settings.train;
         let tokens = train.tokens_per_step() as f64;
         let weight = (1.0 / tokens) as f32;
@@ -140,15 +150,15 @@ impl Trainer {
         self.model.zero_grad();
         let mut sum = 0.0;
         for micro in 0..accumulation {
-            let batch = data.batch(train, self.step * accumulation + micro);
+            let batch = data.batch(train, self.step * accumulation + micro)?;
             sum += self
                 .model
                 .accumulate_gradient(&batch, weight, &mut self.workers)
-                .map_err(|e| e.to_string())?;
+                .map_err(|e| non_finite(e.to_string()))?;
         }
         let loss = sum / tokens;
         if !loss.is_finite() {
-            return Err(format!("the loss is {loss}"));
+            return Err(non_finite(format!("the loss is {loss}")));
         }
         Ok(loss)
     }

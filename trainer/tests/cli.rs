@@ -304,6 +304,48 @@ fn unknown_presets_and_tokenizers_are_named() {
     assert!(!place.path().join("run").exists());
 }
 
+/// The file below flags, flags below `--set`; what a run stores makes the same run again.
+#[test]
+fn settings_come_from_a_file_and_are_stored_as_one() {
+    let place = place();
+    let config = "preset = 'nano'\nrecipe = 'b158'\ntokenizer = 'byte'\n\
+                  [model]\nhidden_size = 32\nintermediate_size = 32\nn_layers = 1\n\
+                  [train]\nsteps = 3\nbatch = 5\ncontext = 16\nseed = 9\n";
+    fs::write(place.path().join("c.toml"), config).unwrap();
+    let data = ["fit", "--data", "text.txt"];
+    let more = "--config c.toml --out run --batch 3 --seed 4 --set train.batch=2";
+    let args: Vec<_> = data.into_iter().chain(more.split(' ')).collect();
+    let fitted = run(place.path(), &args);
+    assert_eq!(fitted.code, 0, "{}", fitted.stderr);
+    let stored = fs::read_to_string(place.path().join("run/settings.toml")).unwrap();
+    for line in [
+        "lr = 0.0015",
+        "schedule = \"two-stage\"",
+        "batch = 2",
+        "seed = 4",
+        "steps = 3",
+    ] {
+        assert!(stored.lines().any(|l| l == line), "{line}: {stored}");
+    }
+    let again = "--config run/settings.toml --out again --tokenizer byte";
+    let args: Vec<_> = data.into_iter().chain(again.split(' ')).collect();
+    assert_eq!(run(place.path(), &args).code, 0);
+    let read = |name: &str| fs::read(place.path().join(name)).unwrap();
+    assert_eq!(
+        read("run/model.safetensors"),
+        read("again/model.safetensors")
+    );
+    assert_eq!(read("run/settings.toml"), read("again/settings.toml"));
+    fs::write(place.path().join("c.toml"), "[train]\nwarm_up = 3\n").unwrap();
+    let refused = run(
+        place.path(),
+        &[&data[..], &["--config", "c.toml", "--out", "x"]].concat(),
+    );
+    assert_eq!(refused.code, 2);
+    let says = "no setting \"train.warm_up\"; the nearest is train.warmup";
+    assert!(refused.stderr.contains(says), "{}", refused.stderr);
+}
+
 #[test]
 fn a_run_is_not_replaced_by_accident() {
     let place = place();

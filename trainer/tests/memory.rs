@@ -47,7 +47,7 @@ fn the_estimate_is_within_three_percent() {
             keys::apply(&mut settings, assignment).unwrap();
         }
         let before = IN_USE.load(Ordering::Relaxed);
-        let trainer = Trainer::new(settings.clone());
+        let trainer = Trainer::new(settings.clone(), None);
         let held = (IN_USE.load(Ordering::Relaxed) - before) as f64;
         let estimate = MemoryEstimate::new(&settings).total_bytes() as f64;
         assert!(

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use bitnet_formats::Preset;
 use bitnet_trainer::checkpoint::RunFolder;
+use bitnet_trainer::corpus::DataOptions;
 use bitnet_trainer::data::{EncodedText, TokenDataset};
 use bitnet_trainer::error::{Error, Result};
 use bitnet_trainer::eval::evaluate;
@@ -45,7 +46,7 @@ impl Place {
         stop_at: Option<u64>,
     ) -> Result<Outcome> {
         let options = FitOptions {
-            data: vec![self.data.clone()],
+            data: DataOptions::files(vec![self.data.clone()]),
             out: self.out(name),
             start,
             threads,
@@ -75,7 +76,7 @@ fn settings(sets: &[&str]) -> Settings {
 fn fresh(sets: &[&str]) -> Start {
     Start::Fresh {
         settings: Box::new(settings(sets)),
-        tokenizer: TokenizerKind::Bpe(270),
+        tokenizer: Some(TokenizerKind::Bpe(270)),
         overwrite: false,
     }
 }
@@ -115,7 +116,9 @@ fn resuming_writes_the_bytes_of_an_uninterrupted_run() {
     let stopped = place.fit("halves", fresh(&[]), 1, Some(5)).unwrap();
     assert_eq!(stopped, Outcome::Stopped { step: 5 });
     assert_ne!(files(&place.out("halves")), files(&place.out("whole")));
-    let finished = place.fit("halves", Start::Resume, 2, None).unwrap();
+    let finished = place
+        .fit("halves", Start::Resume { steps: None }, 2, None)
+        .unwrap();
     assert!(matches!(finished, Outcome::Finished(Some(_))));
     assert!(files(&place.out("halves")) == files(&place.out("whole")));
     let steps = |name: &str| {
@@ -125,6 +128,26 @@ fn resuming_writes_the_bytes_of_an_uninterrupted_run() {
     };
     assert_eq!(steps("halves"), steps("whole"));
     assert_eq!(steps("whole").len(), 10);
+}
+
+/// A run that has ended takes more steps, those of the longer schedule.
+#[test]
+fn a_run_can_be_made_longer() {
+    let place = Place::new();
+    place.fit("run", fresh(&[]), 1, None).unwrap();
+    let longer = |steps| Start::Resume { steps: Some(steps) };
+    let shorter = place.fit("run", longer(9), 1, None).unwrap_err();
+    assert!(shorter.to_string().contains("step 10 of 10"), "{shorter}");
+    let stopped = place.fit("run", longer(14), 1, Some(12)).unwrap();
+    assert_eq!(stopped, Outcome::Stopped { step: 12 });
+    let outcome = place.fit("run", Start::Resume { steps: None }, 1, None);
+    assert!(matches!(outcome.unwrap(), Outcome::Finished(Some(_))));
+    place.fit("again", fresh(&[]), 2, None).unwrap();
+    place.fit("again", longer(14), 2, None).unwrap();
+    assert!(files(&place.out("run")) == files(&place.out("again")));
+    let (state, _, _) = RunFolder::new(place.out("run")).load_state().unwrap();
+    assert_eq!((state.step, state.settings.train.steps), (14, 14));
+    assert_eq!(state.settings.train.warmup, settings(&[]).train.warmup);
 }
 
 #[test]
@@ -151,7 +174,7 @@ fn a_checkpoint_evaluates_as_training_did() {
         };
         let (model, tokenizer) = RunFolder::new(place.out("run")).load_model().unwrap();
         let text = TEXT.repeat(20);
-        let (_, validation) = bitnet_trainer::data::split(&text, 0.1);
+        let (_, validation) = bitnet_trainer::held_out::split(&text, 0.1);
         let text = EncodedText::new(&tokenizer, validation).unwrap();
         assert_eq!(evaluate(&model, &text, 24).unwrap(), reported);
     }
@@ -176,15 +199,12 @@ fn one_batch_can_be_learned_by_heart() {
         settings.model.vocab_size = 256;
         let ids: Vec<u32> = TEXT.bytes().map(u32::from).collect();
         // With exactly one window, every batch is the same.
-        let part = |n: usize| EncodedText {
-            ids: ids[..n].to_vec(),
-            bytes: n,
-        };
+        let part = |n: usize| EncodedText::from_ids(ids[..n].to_vec(), n);
         let data = TokenDataset {
             train: part(33),
             validation: part(33),
         };
-        let mut trainer = Trainer::new(settings);
+        let mut trainer = Trainer::new(settings, None);
         let mut last = f64::INFINITY;
         for _ in 0..200 {
             last = trainer.take_step(&data, Path::new("out")).unwrap().loss;
@@ -217,7 +237,9 @@ fn a_failed_save_keeps_the_earlier_checkpoint() {
     let before = files(&place.out("run"));
     // A folder where the temporary file would go.
     fs::create_dir(place.out("run").join("state.safetensors.tmp")).unwrap();
-    let error = place.fit("run", Start::Resume, 1, None).unwrap_err();
+    let error = place
+        .fit("run", Start::Resume { steps: None }, 1, None)
+        .unwrap_err();
     let message = error.to_string();
     assert!(
         message.contains("state.safetensors: cannot write"),
@@ -225,7 +247,9 @@ fn a_failed_save_keeps_the_earlier_checkpoint() {
     );
     assert!(files(&place.out("run")) == before);
     fs::remove_dir(place.out("run").join("state.safetensors.tmp")).unwrap();
-    place.fit("run", Start::Resume, 1, None).unwrap();
+    place
+        .fit("run", Start::Resume { steps: None }, 1, None)
+        .unwrap();
 }
 
 /// A machine that stopped between the two files of a save: resuming writes the model again.
@@ -234,10 +258,14 @@ fn resuming_completes_an_interrupted_save() {
     let place = Place::new();
     place.fit("run", fresh(&[]), 1, Some(2)).unwrap();
     let old_model = fs::read(place.out("run").join("model.safetensors")).unwrap();
-    place.fit("run", Start::Resume, 1, None).unwrap();
+    place
+        .fit("run", Start::Resume { steps: None }, 1, None)
+        .unwrap();
     let done = files(&place.out("run"));
     fs::write(place.out("run").join("model.safetensors"), old_model).unwrap();
-    let outcome = place.fit("run", Start::Resume, 1, None).unwrap();
+    let outcome = place
+        .fit("run", Start::Resume { steps: None }, 1, None)
+        .unwrap();
     assert_eq!(outcome, Outcome::Finished(None));
     assert!(files(&place.out("run")) == done);
 }
@@ -247,7 +275,9 @@ fn another_text_cannot_resume_a_run() {
     let place = Place::new();
     place.fit("run", fresh(&[]), 1, Some(1)).unwrap();
     fs::write(&place.data, TEXT.repeat(21)).unwrap();
-    let error = place.fit("run", Start::Resume, 1, None).unwrap_err();
+    let error = place
+        .fit("run", Start::Resume { steps: None }, 1, None)
+        .unwrap_err();
     assert!(
         error.to_string().contains("the text is not the one"),
         "{error}"

@@ -72,6 +72,21 @@ pub struct ChatSource<'s> {
     pub stop_strings: &'s [String],
 }
 
+impl ChatSource<'_> {
+    /// The template with what it asks for by name in front, so that it means the same without the
+    /// files it came with. A name that it sets itself is left alone.
+    #[must_use]
+    pub fn with_names(&self) -> String {
+        let asked = |name: &str| {
+            self.template.contains(name) && !self.template.contains(&format!("set {name} ="))
+        };
+        let names = self.names.iter().filter(|(name, _)| asked(name));
+        // Jinja drops the newline after a statement.
+        let set = names.map(|(name, text)| format!("{{% set {name} = {text:?} %}}\n"));
+        set.chain([self.template.to_owned()]).collect()
+    }
+}
+
 /// The chat section of a source. Besides the stop strings it names, an answer ends with the token
 /// that the template writes after a message, and with `eos_token`.
 ///
@@ -135,5 +150,37 @@ impl Chat {
     pub fn encode(&self) -> Result<Vec<u8>, ChatTemplateError> {
         encode_chat(&self.ops, &self.texts, &self.stop_strings, &self.stop_ids)
             .ok_or(ChatTemplateError::TooLarge)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_means_the_same_with_its_names_in_front() {
+        let template =
+            "{{ bos_token }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}";
+        let source = ChatSource {
+            template,
+            names: vec![
+                ("bos_token", "<s>"),
+                ("eos_token", "a \"quote\""),
+                ("unk_token", "?"),
+            ],
+            stop_strings: &[],
+        };
+        let complete = source.with_names();
+        assert!(!complete.contains("unk_token"));
+        let alone = ChatSource {
+            template: &complete,
+            ..ChatSource::default()
+        };
+        assert_eq!(section(&alone, None), section(&source, None));
+        let again = ChatSource {
+            template: &complete,
+            ..source
+        };
+        assert_eq!(again.with_names(), complete);
     }
 }

@@ -7,8 +7,9 @@
 //!
 //! [`rules`] reads the steps around the model, [`vocabulary`] the model, [`unicode`] holds the
 //! tables that the steps need. What comes out are [`TokenizerParts`], which other formats can fill
-//! just as well.
+//! just as well. [`json`] goes the way back.
 
+mod export;
 mod rules;
 pub mod unicode;
 mod vocabulary;
@@ -17,6 +18,7 @@ use bitnet_formats::tokenizer::{PartsError, TokenizerParts};
 use serde::Deserialize;
 use serde_json::Value;
 
+pub use export::json;
 use rules::Rules;
 use vocabulary::{AddedJson, Model};
 
@@ -45,6 +47,9 @@ pub enum TokenizerError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The tables are damaged, or mean something that the format of the library has no words for.
+    #[error("its tables have no equal as a tokenizer.json")]
+    NoJson,
     /// The parts do not fit the format.
     #[error("{0}")]
     Parts(#[from] PartsError),

@@ -39,6 +39,18 @@ impl Rules {
             let reason = "spaces would be marked twice";
             return Err(TokenizerError::unsupported("normalizer", "Replace", reason));
         }
+        let sees_spaces = |step: &SplitStep| {
+            use SplitStep::{Gpt2, WordsDigits1, WordsDigits3};
+            matches!(step, Gpt2 | WordsDigits1 | WordsDigits3)
+        };
+        if normalized.marks && cut.steps.iter().any(sees_spaces) {
+            let reason = "the pattern would see marks where there are spaces here";
+            return Err(TokenizerError::unsupported(
+                "pre_tokenizer",
+                "Split",
+                reason,
+            ));
+        }
         let mut rules = Self {
             alphabet: if bytes {
                 Alphabet::Bytes
@@ -282,7 +294,7 @@ impl PreTokenizer {
 }
 
 /// Patterns that are the same rule.
-const PATTERNS: [(SplitStep, &[&str]); 4] = [
+pub(super) const PATTERNS: [(SplitStep, &[&str]); 4] = [
     (
         SplitStep::Gpt2,
         &[

@@ -262,14 +262,25 @@ fn unmarked(text: &str, rules: &Rules) -> String {
 /// The byte a character stands for in the alphabet of GPT-2: itself where it prints, else one of
 /// those from U+0100 on, in order.
 fn byte_of(c: char) -> Option<u8> {
-    let prints = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     match u32::from(c) {
-        code @ ..=0xff => u8::try_from(code).ok().filter(prints),
-        code => {
-            let mut hidden = (0..=255).filter(|byte| !prints(byte));
-            hidden.nth(code as usize - 0x100)
-        }
+        code @ ..=0xff => u8::try_from(code).ok().filter(|byte| prints(*byte)),
+        code => hidden().nth(code as usize - 0x100),
     }
+}
+
+/// The character that stands for a byte there.
+pub(super) fn char_of(byte: u8) -> char {
+    let at = hidden().position(|hidden| hidden == byte);
+    let code = at.map_or(byte.into(), |at| 0x100 + at as u32);
+    char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+fn prints(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff)
+}
+
+fn hidden() -> impl Iterator<Item = u8> {
+    (0..=255).filter(|byte| !prints(*byte))
 }
 
 /// What a token decodes to: bytes in the alphabet of bytes, if all its characters are of it.

@@ -21,6 +21,8 @@ pub enum MatchStage {
 pub struct AddedToken<'w> {
     /// Its id.
     pub id: u32,
+    /// When it is looked for.
+    pub stage: MatchStage,
     /// What it matches.
     pub name: &'w [u8],
     /// What it decodes to.
@@ -99,8 +101,13 @@ impl<'w> TokenizerTables<'w> {
         let words = entry.as_chunks::<4>().0;
         let flags = entry[4];
         let part = |len: u8, offset: u32| span(self.added_text, size(offset)?, len.into());
+        let raw = at < size(self.header.n_raw)?;
         Some(AddedToken {
             id: word(words, 0)?,
+            stage: match raw {
+                true => MatchStage::Raw,
+                false => MatchStage::Normalized,
+            },
             name: part(entry[5], word(words, 2)?)?,
             text: part(entry[6], word(words, 3)?)?,
             special: flags & SPECIAL != 0,

@@ -1,6 +1,6 @@
 //! The full check of a tokenizer section: what `open` takes on trust.
 
-use super::added::{KNOWN_FLAGS, MatchStage};
+use super::added::{AddedToken, KNOWN_FLAGS};
 use super::merges::listed;
 use super::vocabulary::Slot;
 use super::{MAX_BUCKET, TokenizerTables, size, word};
@@ -81,23 +81,19 @@ impl TokenizerTables<'_> {
 
     fn added_are_sound(&self) -> bool {
         let legal = self.added.iter().enumerate().all(|(at, entry)| {
-            let name = self.added_entry(at).map(|entry| entry.name);
-            let begins = name.and_then(|name| self.may_begin(at, name));
-            begins == Some(true) && entry[4] & !KNOWN_FLAGS == 0 && entry[7] == 0
+            let token = self.added_entry(at);
+            token.is_some_and(|token| self.may_begin(&token))
+                && entry[4] & !KNOWN_FLAGS == 0
+                && entry[7] == 0
         });
         let ids = || self.added_by_id.iter().map(|at| self.id_at(at));
         let by_id = ids().all(|id| id.is_some()) && ids().zip(ids().skip(1)).all(|(a, b)| a < b);
         legal && by_id && self.names_are_sorted()
     }
 
-    fn may_begin(&self, at: usize, name: &[u8]) -> Option<bool> {
-        let raw = at < size(self.header.n_raw)?;
-        let stage = if raw {
-            MatchStage::Raw
-        } else {
-            MatchStage::Normalized
-        };
-        Some(self.added_may_begin(stage, *name.first()?))
+    fn may_begin(&self, token: &AddedToken<'_>) -> bool {
+        let first = token.name.first();
+        first.is_some_and(|byte| self.added_may_begin(token.stage, *byte))
     }
 
     fn id_at(&self, at: &[u8; 4]) -> Option<u32> {

@@ -385,7 +385,8 @@ fn check_coarse(codes: &[u8], x: &[i8]) {
         let left = row.iter().zip(&quarters);
         let left = left.map(|(code, q)| square(i64::from(*code as i8) - 4 * q));
         let near = quarters.iter().map(|q| square(4 * q));
-        assert_eq!(coarse::pack_row(row, lines), [left.sum(), near.sum()]);
+        let squares: [u64; 2] = [left.sum(), near.sum()];
+        assert_eq!(coarse::pack_row(row, lines), squares);
         let terms = quarters.iter().zip(x).map(|(q, x)| q * i64::from(*x));
         expected.push(terms.sum::<i64>() as f32);
     }

@@ -10,7 +10,7 @@ use super::pair::Pair;
 /// Bytes of the fixed part, where a change reaches furthest.
 const HEADER_BYTES: usize = 144;
 /// Damaged sections of each tokenizer.
-const SECTIONS: usize = 1_500;
+const SECTIONS: usize = 500;
 
 /// SplitMix64.
 struct Random(u64);

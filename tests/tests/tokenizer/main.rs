@@ -77,6 +77,19 @@ fn ids_and_text_are_those_of_the_library() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
+/// A model that leaves as a checkpoint takes its tokenizer along.
+#[test]
+fn tables_give_back_a_json_that_gives_them() {
+    for config in configs::all() {
+        let pair = Pair::new(config.name, &config.json());
+        let json = bitnet_converter::tokenizer::json(pair.section());
+        let json = json.unwrap_or_else(|e| panic!("{}: {e}", config.name));
+        let back = Pair::new(config.name, &json);
+        assert!(back.section() == pair.section(), "{}", config.name);
+        assert_eq!(differences(&back, 3, 200), 0, "{}", config.name);
+    }
+}
+
 /// Every character for itself, and between letters, digits, spaces and punctuation.
 #[test]
 fn every_character_is_cut_as_the_library_cuts_it() {

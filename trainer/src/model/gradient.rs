@@ -46,6 +46,13 @@ impl<T: Real> Worker<T> {
             grads: BlockGrads::new(config, len),
         }
     }
+
+    /// See [`Sequence::divided_by`].
+    #[must_use]
+    pub fn divided_by(mut self, end_of_text: Option<u32>) -> Self {
+        self.seq = self.seq.divided_by(end_of_text);
+        self
+    }
 }
 
 impl<T: Real> Model<T> {

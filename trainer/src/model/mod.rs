@@ -69,6 +69,8 @@ pub struct Sequence<T> {
     last: NormTape<T>,
     logits: Array2<T>,
     head: HeadBuffers<T>,
+    /// The id after which another text begins, where texts do not see each other.
+    end_of_text: Option<u32>,
 }
 
 impl<T: Real> Sequence<T> {
@@ -90,6 +92,28 @@ impl<T: Real> Sequence<T> {
             last: NormTape::new(len, config.hidden_size),
             logits: zeros(head_rows(config, len), config.vocab_size),
             head: HeadBuffers::new(len, config.qk_head_dim(), config.v_head_dim()),
+            end_of_text: None,
+        }
+    }
+
+    /// No position sees what stands before the last `end_of_text` before it.
+    #[must_use]
+    pub fn divided_by(mut self, end_of_text: Option<u32>) -> Self {
+        self.end_of_text = end_of_text;
+        self
+    }
+
+    /// A text ends with its `end_of_text`; the next position is the first that the next text sees.
+    fn mark_texts(&mut self, ids: &[u32]) {
+        let Some(end_of_text) = self.end_of_text else {
+            return;
+        };
+        let mut first = 0;
+        for (t, id) in ids.iter().enumerate() {
+            self.head.first_seen[t] = first;
+            if *id == end_of_text {
+                first = t + 1;
+            }
         }
     }
 
@@ -220,6 +244,7 @@ impl<T: Real> Model<T> {
             let embedded = row(&self.embedding.value, *id as usize);
             row_mut(&mut seq.hidden, t).copy_from_slice(embedded);
         }
+        seq.mark_texts(ids);
         let tapes = seq.tapes.len();
         for (i, block) in self.blocks.iter().enumerate() {
             let tape = &mut seq.tapes[i % tapes];

@@ -4,6 +4,8 @@
 //! pass makes the probabilities again from it. Queries go in tiles of `TILE` rows, each against
 //! the keys up to its last row, so that the masked half costs little.
 
+use std::ops::Range;
+
 use ndarray::{Array2, ArrayViewMut2, s};
 
 use crate::ops::gemm::gemm;
@@ -33,6 +35,8 @@ pub struct HeadBuffers<T> {
     pub d_v: Array2<T>,
     /// See `d_q`.
     pub d_out: Array2<T>,
+    /// `[len]`: the first position that each position sees; 0 but where a text before it ended.
+    pub first_seen: Vec<usize>,
     scores: Array2<T>,
     d_scores: Array2<T>,
 }
@@ -50,6 +54,7 @@ impl<T: Real> HeadBuffers<T> {
             d_k: zeros(len, qk_head_dim),
             d_v: zeros(len, v_head_dim),
             d_out: zeros(len, v_head_dim),
+            first_seen: vec![0; len],
             scores: zeros(tile, len),
             d_scores: zeros(tile, len),
         }
@@ -68,7 +73,8 @@ impl<T: Real> HeadBuffers<T> {
             self.tile_scores(start, end);
             for (i, lse) in (start..end).zip(&mut log_sum_exp[start..end]) {
                 let scores = self.scores.slice_mut(s![i - start, ..end]);
-                *lse = causal_softmax(scores.into_slice().expect("a row"), i);
+                let seen = self.first_seen[i]..i + 1;
+                *lse = softmax_of(scores.into_slice().expect("a row"), seen);
             }
             let p = self.scores.slice(s![..end - start, ..end]);
             let out = self.out.slice_mut(s![start..end, ..]);
@@ -113,14 +119,15 @@ impl<T: Real> HeadBuffers<T> {
         gemm(T::one(), d_out, v.t(), T::zero(), d_p);
     }
 
-    /// Row `i`: scores become probabilities, `dP` becomes `dS`; both zero after the diagonal.
+    /// Row `i`: scores become probabilities, `dP` becomes `dS`; both zero where nothing is seen.
     fn row_d_scores(&mut self, start: usize, i: usize, end: usize, log_sum_exp: T) {
+        let first = self.first_seen[i];
         let pull = dot(row(&self.d_out, i), row(&self.out, i));
         let mut p = self.scores.slice_mut(s![i - start, ..end]);
         let mut d = self.d_scores.slice_mut(s![i - start, ..end]);
         let p = p.as_slice_mut().expect("a row");
         let d = d.as_slice_mut().expect("a row");
-        for (p, d) in p[..=i].iter_mut().zip(&mut d[..=i]) {
+        for (p, d) in p[first..=i].iter_mut().zip(&mut d[first..=i]) {
             let difference = *p - log_sum_exp;
             *p = if difference > T::zero() {
                 T::one()
@@ -129,8 +136,10 @@ impl<T: Real> HeadBuffers<T> {
             };
             *d = *p * (*d - pull);
         }
-        p[i + 1..].fill(T::zero());
-        d[i + 1..].fill(T::zero());
+        for masked in [0..first, i + 1..end] {
+            p[masked.clone()].fill(T::zero());
+            d[masked].fill(T::zero());
+        }
     }
 
     fn tile_gradients(&mut self, start: usize, end: usize) {
@@ -156,10 +165,11 @@ fn tile<T>(buffer: &mut Array2<T>, start: usize, end: usize) -> ArrayViewMut2<'_
     buffer.slice_mut(s![..end - start, ..end])
 }
 
-/// Softmax over `scores[..=i]`, zeros after; returns the log-sum-exp.
-fn causal_softmax<T: Real>(scores: &mut [T], i: usize) -> T {
-    let (seen, masked) = scores.split_at_mut(i + 1);
-    masked.fill(T::zero());
+/// Softmax over the scores that are seen, zeros elsewhere; returns the log-sum-exp.
+fn softmax_of<T: Real>(scores: &mut [T], seen: Range<usize>) -> T {
+    scores[..seen.start].fill(T::zero());
+    scores[seen.end..].fill(T::zero());
+    let seen = &mut scores[seen];
     let max = maximum(seen);
     for x in seen.iter_mut() {
         *x = (*x - max).exp_negative();
@@ -206,6 +216,41 @@ mod tests {
             assert_gradient("k", &k, flat(&at.d_k), |k| loss(&q, k, &v));
             assert_gradient("v", &v, flat(&at.d_v), |v| loss(&q, &k, v));
         }
+    }
+
+    /// Two texts in one sequence give what each gives alone, forward and backward.
+    #[test]
+    fn texts_behind_each_other_do_not_meet() {
+        let (a, b, dim) = (TILE - 9, TILE + 20, 3);
+        let len = a + b;
+        let all: Vec<_> = (1..=4).map(|seed| normals(seed, len * dim)).collect();
+        let run = |rows: Range<usize>, first_seen: Vec<usize>| {
+            let part = |i: usize| &all[i][rows.start * dim..rows.end * dim];
+            let mut head = HeadBuffers::new(rows.len(), dim, dim);
+            flat_mut(&mut head.q).copy_from_slice(part(0));
+            flat_mut(&mut head.k).copy_from_slice(part(1));
+            flat_mut(&mut head.v).copy_from_slice(part(2));
+            flat_mut(&mut head.d_out).copy_from_slice(part(3));
+            head.first_seen = first_seen;
+            let mut log_sum_exp = vec![0.0; rows.len()];
+            head.forward(&mut log_sum_exp);
+            head.backward(&log_sum_exp);
+            head
+        };
+        let packed = run(0..len, [vec![0; a], vec![a; b]].concat());
+        let alone = [run(0..a, vec![0; a]), run(a..len, vec![0; b])];
+        let of = |pick: fn(&HeadBuffers<f64>) -> &Array2<f64>| {
+            let parts = [flat(pick(&alone[0])), flat(pick(&alone[1]))].concat();
+            let apart = flat(pick(&packed)).iter().zip(&parts);
+            apart.map(|(x, y)| (x - y).abs()).fold(0.0, f64::max)
+        };
+        let apart = [
+            of(|h| &h.out),
+            of(|h| &h.d_q),
+            of(|h| &h.d_k),
+            of(|h| &h.d_v),
+        ];
+        assert!(apart.iter().all(|x| *x < 1e-12), "{apart:?}");
     }
 
     /// The plain definition, row by row.
