@@ -7,6 +7,7 @@
 //! | `settings.toml` | all settings of the run, as `--config` takes them |
 //! | `state.safetensors` | the whole run: weights, both moments, step, settings |
 //! | `metrics.jsonl`, `loss.svg` | what happened |
+//! | `best/`, `step-00000100/` | model, `config.json` and `tokenizer.json` as they were at the best evaluation and at earlier checkpoints, where that is asked for |
 //!
 //! The first three are what other programs read. `state.safetensors` is what `--resume` reads, and
 //! nothing else: being one file that is renamed into place, it cannot mix two steps. It is written
@@ -32,6 +33,16 @@ use crate::tokenizer::Tokenizer;
 
 /// Key of the JSON in the state file's metadata. One key only.
 const STATE_KEY: &str = "run";
+
+/// Folder of the model of the best evaluation.
+pub const BEST: &str = "best";
+const STEP_PREFIX: &str = "step-";
+const COPY_FILES: [&str; 4] = [
+    "model.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "settings.toml",
+];
 
 /// Where a run stands, apart from its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,14 +101,59 @@ impl RunFolder {
             "loss.svg",
         ];
         for path in names.map(|name| self.file(name)) {
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io(&path, "remove")(e));
-                }
-                _ => {}
-            }
+            remove_file(&path)?;
         }
-        Ok(())
+        self.remove_copy(BEST)?;
+        self.drop_copies(0)
+    }
+
+    /// Writes the model as it is to a folder of its own inside this one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn save_copy(
+        &self,
+        name: &str,
+        settings: &Settings,
+        tokenizer: &Tokenizer,
+        model: &Model<f32>,
+    ) -> Result<()> {
+        let copy = Self::new(self.file(name));
+        fs::create_dir_all(&copy.path).map_err(Error::io(&copy.path, "create"))?;
+        copy.save_description(settings, tokenizer)?;
+        copy.save_model(model)
+    }
+
+    /// Removes all copies of steps but the last `keep`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn drop_copies(&self, keep: u64) -> Result<()> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(Error::io(&self.path, "read"))? {
+            let entry = entry.map_err(Error::io(&self.path, "read"))?;
+            names.extend(entry.file_name().into_string().ok());
+        }
+        names.retain(|name| step_of_copy(name).is_some());
+        names.sort_by_key(|name| step_of_copy(name));
+        let drop = names.len().saturating_sub(keep as usize);
+        names[..drop]
+            .iter()
+            .try_for_each(|name| self.remove_copy(name))
+    }
+
+    /// Removes what [`RunFolder::save_copy`] wrote, and the folder if nothing else is in it.
+    fn remove_copy(&self, name: &str) -> Result<()> {
+        let copy = Self::new(self.file(name));
+        for file in COPY_FILES {
+            remove_file(&copy.file(file))?;
+        }
+        match fs::remove_dir(&copy.path) {
+            Err(e) if copy.path.exists() => Err(Error::io(&copy.path, "remove")(e)),
+            _ => Ok(()),
+        }
     }
 
     /// Writes what does not change during a run.
@@ -236,6 +292,23 @@ impl RunFolder {
             &self.file("tokenizer.json"),
             format!("has {ids} ids, but config.json says vocab_size {rows}: files of two models"),
         ))
+    }
+}
+
+/// Name of the copy of a step.
+#[must_use]
+pub fn copy_of_step(step: u64) -> String {
+    format!("{STEP_PREFIX}{step:08}")
+}
+
+fn step_of_copy(name: &str) -> Option<u64> {
+    name.strip_prefix(STEP_PREFIX)?.parse().ok()
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if path.exists() => Err(Error::io(path, "remove")(e)),
+        _ => Ok(()),
     }
 }
 

@@ -169,6 +169,10 @@ struct FitArgs {
     /// Save and stop after this step, as Ctrl-C would.
     #[arg(long, value_name = "STEP")]
     stop_at: Option<u64>,
+    /// Pack the model into this .btn file when the run ends: the best evaluation's, or the last where
+    /// train.keep_best is false. A file that is there is replaced.
+    #[arg(long, value_name = "FILE")]
+    export: Option<PathBuf>,
     /// Print parameters, settings and memory, and stop before training.
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
@@ -262,6 +266,7 @@ fn run_fit(args: &FitArgs) -> anyhow::Result<()> {
         start,
         threads: args.threads.map_or_else(all_cores, Ok)?,
         stop_at: args.stop_at,
+        export: args.export.clone(),
     };
     let stop = stop_on_interrupt()?;
     let outcome = fit(&options, &stop, &mut Progress::new())?;
@@ -289,6 +294,15 @@ fn ending(outcome: &Outcome, out: &Path) -> String {
             "validation {:.4} nats per token, {:.4} bits per byte\n\
              checkpoint in {folder}, loss curve in {folder}/loss.svg\n",
             found.nats_per_token, found.bits_per_byte
+        ),
+        Outcome::EarlyStopped {
+            step,
+            best_step,
+            best_loss,
+        } => format!(
+            "stopped at step {step}: the validation loss was lowest at step {best_step}, \
+             {best_loss:.4} nats per token\ncheckpoint in {folder}, that of step {best_step} in \
+             {folder}/best where it is kept\n"
         ),
         Outcome::Finished(None) => format!("the run in {folder} has taken all its steps\n"),
         Outcome::Stopped { step } => format!(

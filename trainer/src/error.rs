@@ -59,6 +59,9 @@ pub enum Error {
         /// Folder of the run.
         out: PathBuf,
     },
+    /// The finished run could not be packed.
+    #[error("--export: {0}; the checkpoint is complete, and bitnet-convert packs it")]
+    Export(Box<bitnet_converter::ConvertError>),
     /// The thread pool could not be started.
     #[error("cannot start {threads} threads: {problem}")]
     Threads {

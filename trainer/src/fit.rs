@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
-use crate::checkpoint::{RunFolder, RunState};
+use crate::checkpoint::{BEST, RunFolder, RunState, copy_of_step};
 use crate::config_json;
 use crate::corpus::DataOptions;
 use crate::data::{EncodedText, Input, TokenDataset, check_end_of_text};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, evaluate};
+use crate::export;
+use crate::history::{best, norm_limit};
 use crate::metrics::{MetricsLog, Record};
 use crate::plot::loss_svg;
 use crate::progress::Progress;
@@ -38,6 +40,8 @@ pub struct FitOptions {
     pub threads: usize,
     /// Stop after this step, as an interrupt would.
     pub stop_at: Option<u64>,
+    /// Where the finished model goes as a `.btn` file.
+    pub export: Option<PathBuf>,
 }
 
 /// How a run begins.
@@ -64,6 +68,15 @@ pub enum Start {
 pub enum Outcome {
     /// All steps are taken; the last evaluation, where this call made it.
     Finished(Option<Evaluation>),
+    /// The validation loss no longer fell; saved. `--resume` takes the steps that are left.
+    EarlyStopped {
+        /// Steps taken.
+        step: u64,
+        /// The step of the best evaluation.
+        best_step: u64,
+        /// Its loss, nats per token.
+        best_loss: f64,
+    },
     /// Stopped early and saved; goes on with `--resume`.
     Stopped {
         /// Steps taken.
@@ -116,7 +129,12 @@ pub fn fit(options: &FitOptions, stop: &AtomicBool, progress: &mut Progress) -> 
             }
             Start::Resume { steps } => Run::resume(options, *steps, &input, progress)?,
         };
-        run.train(options.stop_at, stop)
+        let outcome = run.train(options.stop_at, stop)?;
+        match (&options.export, outcome) {
+            (None, _) | (_, Outcome::Stopped { .. }) => {}
+            (Some(file), _) => export::export(&run.model_to_export(), file)?,
+        }
+        Ok(outcome)
     })
 }
 
@@ -180,6 +198,7 @@ impl<'a> Run<'a> {
         }
         let (settings, tokenizer) = resolve(settings, kind, input)?;
         let data = TokenDataset::new(&tokenizer, input, &settings.train)?;
+        check_export(options, &settings)?;
         folder.clear()?;
         folder.save_description(&settings, &tokenizer)?;
         let trainer = Trainer::new(settings, data.train.end_of_text);
@@ -215,6 +234,7 @@ impl<'a> Run<'a> {
         }
         let tokenizer = folder.load_tokenizer()?;
         let data = TokenDataset::new(&tokenizer, input, &state.settings.train)?;
+        check_export(options, &state.settings)?;
         folder.save_settings(&state.settings)?;
         // An interrupted save may have left the model of an earlier step.
         folder.save_model(&model)?;
@@ -251,7 +271,10 @@ impl<'a> Run<'a> {
         let mut last_evaluation = None;
         while self.trainer.step() < train.steps {
             let begun = Instant::now();
-            let step = self.trainer.take_step(&self.data, self.folder.path())?;
+            let limit = norm_limit(self.metrics.records(), train.spike_factor);
+            let step = self
+                .trainer
+                .take_step(&self.data, limit, self.folder.path())?;
             let seconds = begun.elapsed().as_secs_f64();
             let mut record = record(&step, train.tokens_per_step() as f64 / seconds);
             if is_due(step.step, train.eval_every, train.steps) {
@@ -262,18 +285,66 @@ impl<'a> Run<'a> {
             self.metrics.push(record)?;
             if evaluated {
                 self.draw()?;
+                self.keep_best()?;
             }
+            let early = evaluated.then(|| self.early_stop()).flatten();
             let stopping = stop.load(Ordering::Relaxed) || stop_at == Some(step.step);
+            let stopping = stopping || early.is_some();
             if stopping || is_due(step.step, train.save_every, train.steps) {
                 self.save()?;
+                self.keep_last()?;
             }
             if stopping && step.step < train.steps {
                 self.progress.end();
-                return Ok(Outcome::Stopped { step: step.step });
+                return Ok(early.unwrap_or(Outcome::Stopped { step: step.step }));
             }
         }
         self.progress.end();
         Ok(Outcome::Finished(last_evaluation))
+    }
+
+    /// Keeps a copy of the model if the evaluation just made is the best so far.
+    fn keep_best(&self) -> Result<()> {
+        let is_best = matches!(best(self.metrics.records()), Some((_, 0)));
+        match is_best && self.trainer.settings().train.keep_best {
+            true => self.save_copy(BEST),
+            false => Ok(()),
+        }
+    }
+
+    fn keep_last(&self) -> Result<()> {
+        let keep = self.trainer.settings().train.keep_last;
+        if keep > 0 {
+            self.save_copy(&copy_of_step(self.trainer.step()))?;
+            self.folder.drop_copies(keep)?;
+        }
+        Ok(())
+    }
+
+    fn save_copy(&self, name: &str) -> Result<()> {
+        let (settings, model) = (self.trainer.settings(), self.trainer.model());
+        self.folder
+            .save_copy(name, settings, &self.tokenizer, model)
+    }
+
+    /// How the run ends if so many evaluations brought no new best.
+    fn early_stop(&self) -> Option<Outcome> {
+        let patience = self.trainer.settings().train.patience;
+        let (record, after) = best(self.metrics.records())?;
+        (patience > 0 && after >= patience).then_some(Outcome::EarlyStopped {
+            step: self.trainer.step(),
+            best_step: record.step,
+            best_loss: record.val_loss?,
+        })
+    }
+
+    /// The best model where it is kept, else the last.
+    fn model_to_export(&self) -> PathBuf {
+        let best = self.folder.file(BEST);
+        match best.join("model.safetensors").exists() {
+            true => best,
+            false => self.folder.path().into(),
+        }
     }
 
     /// Measures the validation text and writes a sample, into the record.
@@ -291,6 +362,7 @@ impl<'a> Run<'a> {
         record.val_loss = Some(found.nats_per_token);
         record.val_bits_per_byte = Some(found.bits_per_byte);
         record.zero_share = Some(model.zero_share());
+        record.tensors = Some(model.tensor_records());
         if train.sample_tokens > 0 {
             let options = SampleOptions {
                 max_tokens: train.sample_tokens,
@@ -319,6 +391,13 @@ impl<'a> Run<'a> {
         let state = self.trainer.state(&self.fingerprint);
         self.folder
             .save(&state, self.trainer.model(), self.trainer.optimizer())
+    }
+}
+
+fn check_export(options: &FitOptions, settings: &Settings) -> Result<()> {
+    match &options.export {
+        Some(file) => export::check(file, settings),
+        None => Ok(()),
     }
 }
 
@@ -371,12 +450,11 @@ fn record(step: &StepMetrics, tokens_per_s: f64) -> Record {
     Record {
         step: step.step,
         loss: step.loss,
-        val_loss: None,
         lr: step.lr,
         grad_norm: step.grad_norm,
         tokens_per_s: tokens_per_s.round(),
-        val_bits_per_byte: None,
-        zero_share: None,
-        sample: None,
+        skipped: step.skipped,
+        flips: step.flips,
+        ..Record::default()
     }
 }

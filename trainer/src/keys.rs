@@ -231,6 +231,26 @@ pub const KEYS: &[Key] = &[
         "steps between checkpoints; 0: at the end only"
     ),
     key!(
+        "train.spike_factor",
+        train.spike_factor,
+        "a step whose gradient norm is so many times the median of the last 32 is left out; 0: none"
+    ),
+    key!(
+        "train.patience",
+        train.patience,
+        "evaluations without a new best after which the run stops; 0: never"
+    ),
+    key!(
+        "train.keep_best",
+        train.keep_best,
+        "true or false: the model of the best evaluation is kept in best/"
+    ),
+    key!(
+        "train.keep_last",
+        train.keep_last,
+        "models of the last so many checkpoints are kept in step-N/; 0: none"
+    ),
+    key!(
         "train.sample_tokens",
         train.sample_tokens,
         "tokens of sample text at each evaluation; 0: none"

@@ -1,5 +1,6 @@
 //! `metrics.jsonl`: one line of JSON per step.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::write_bytes;
 
 /// One step. The fields from `val_loss` on are there at evaluations.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Steps taken.
     pub step: u64,
@@ -24,15 +25,37 @@ pub struct Record {
     pub grad_norm: f64,
     /// Training tokens per second, evaluations not counted.
     pub tokens_per_s: f64,
+    /// True if the step was left out as a spike: its gradient changed nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
+    /// Share of the ternary weights that the step changed.
+    #[serde(default)]
+    pub flips: f64,
     /// Loss on the validation text, bits per byte.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_bits_per_byte: Option<f64>,
     /// Share of the ternary weights that are zero.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zero_share: Option<f64>,
+    /// Every tensor, by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensors: Option<BTreeMap<String, TensorRecord>>,
     /// Generated text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
+}
+
+/// A tensor at an evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TensorRecord {
+    /// Norm of its gradient in the last step, before clipping.
+    pub grad_norm: f64,
+    /// Ternary matrices: mean magnitude of the weights, by which they are quantised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+    /// Ternary matrices: share of the weights that are zero.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zero_share: Option<f64>,
 }
 
 /// The metrics of a run, in memory and on disk.
@@ -114,13 +137,10 @@ mod tests {
         Record {
             step,
             loss: 1.5,
-            val_loss: None,
             lr: 1e-3,
             grad_norm: 0.5,
             tokens_per_s: 9.0,
-            val_bits_per_byte: None,
-            zero_share: None,
-            sample: None,
+            ..Record::default()
         }
     }
 
@@ -158,6 +178,7 @@ mod tests {
             "lr",
             "grad_norm",
             "tokens_per_s",
+            "flips",
         ] {
             assert!(json.get(key).is_some(), "{key}");
         }

@@ -204,8 +204,7 @@ mod tests {
             grad_norm: 1.0,
             tokens_per_s: 1.0,
             val_bits_per_byte: step.is_multiple_of(100).then_some(1.9),
-            zero_share: None,
-            sample: None,
+            ..Record::default()
         };
         (1..=steps).map(record).collect()
     }

@@ -102,6 +102,12 @@ impl Progress {
     }
 
     fn evaluation(&self, record: &Record) {
+        if record.skipped {
+            self.say(&format!(
+                "step {}  left out: the gradient's norm is {:.1}, far above those before",
+                record.step, record.grad_norm
+            ));
+        }
         if let (Some(nats), Some(bits)) = (record.val_loss, record.val_bits_per_byte) {
             self.say(&format!(
                 "step {}  validation {nats:.4} nats per token, {bits:.4} bits per byte",

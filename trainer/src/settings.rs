@@ -68,6 +68,18 @@ pub struct TrainSettings {
     pub eval_every: u64,
     /// Steps between checkpoints; 0 for one at the end.
     pub save_every: u64,
+    /// A gradient norm of so many times the recent median is a spike; 0 for none.
+    #[serde(default)]
+    pub spike_factor: f64,
+    /// Evaluations without a new best after which a run stops; 0 for never.
+    #[serde(default)]
+    pub patience: u64,
+    /// True to keep the model of the best evaluation in a folder of its own.
+    #[serde(default)]
+    pub keep_best: bool,
+    /// Models of earlier checkpoints that are kept.
+    #[serde(default)]
+    pub keep_last: u64,
     /// Tokens of sample text at each evaluation; 0 for none.
     pub sample_tokens: usize,
     /// False trains the same network without quantisers, for comparison.
@@ -112,6 +124,10 @@ impl Settings {
             mask_documents: true,
             eval_every: 0,
             save_every: 0,
+            spike_factor: 10.0,
+            patience: 0,
+            keep_best: true,
+            keep_last: 0,
             sample_tokens: 48,
             quantize: true,
         };
@@ -200,6 +216,9 @@ impl TrainSettings {
             let range = "at least 0, and no rate above train.lr";
             check(key, value, (0.0..=max).contains(&value), range)?;
         }
+        let factor = self.spike_factor;
+        let fits = factor == 0.0 || (factor > 1.0 && factor.is_finite());
+        check("train.spike_factor", factor, fits, "0 or above 1")?;
         let fraction = self.val_fraction;
         let fits = fraction > 0.0 && fraction < 1.0;
         check("train.val_fraction", fraction, fits, "between 0 and 1")
@@ -260,7 +279,7 @@ mod tests {
     #[test]
     fn each_setting_has_a_range() {
         type Change = fn(&mut TrainSettings);
-        let cases: [(&str, Change); 8] = [
+        let cases: [(&str, Change); 9] = [
             ("train.steps", |t| t.steps = 0),
             ("train.batch", |t| t.batch = 0),
             ("train.lr", |t| t.lr = f64::NAN),
@@ -269,6 +288,7 @@ mod tests {
             ("train.min_lr", |t| t.min_lr = -1.0),
             ("train.stage2_lr", |t| t.stage2_lr = 9.0),
             ("train.val_fraction", |t| t.val_fraction = 1.0),
+            ("train.spike_factor", |t| t.spike_factor = 0.5),
         ];
         for (key, change) in cases {
             let mut settings = Settings::preset(Preset::Nano);

@@ -33,6 +33,10 @@ pub struct StepMetrics {
     pub lr: f64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
+    /// True if that was above the limit, and the gradient was not used.
+    pub skipped: bool,
+    /// Share of the ternary weights that changed.
+    pub flips: f64,
 }
 
 impl Trainer {
@@ -103,13 +107,19 @@ impl Trainer {
         }
     }
 
-    /// Takes one step on the current rayon pool: gradients over all micro-batches, clip, update.
+    /// Takes one step on the current rayon pool: gradients over all micro-batches, clip, update. Where
+    /// the norm of the gradient is above `norm_limit`, nothing is updated and the step is over.
     ///
     /// # Errors
     ///
     /// [`Error::NonFinite`] before anything is updated, if an activation, the loss or the gradient
     /// is infinite or NaN. `out` is the folder the message names.
-    pub fn take_step(&mut self, data: &TokenDataset, out: &Path) -> Result<StepMetrics> {
+    pub fn take_step(
+        &mut self,
+        data: &TokenDataset,
+        norm_limit: Option<f64>,
+        out: &Path,
+    ) -> Result<StepMetrics> {
         let next = self.step + 1;
         let non_finite = |what: String| Error::NonFinite {
             step: next,
@@ -125,15 +135,24 @@ impl Trainer {
         let train = &self.settings.train;
         let schedule = train.lr_schedule();
         let (lr, decay) = (schedule.lr(self.step), schedule.weight_decay(self.step));
-        let clip = clip_factor(grad_norm, train.clip);
-        self.adam.step(&mut self.model, self.step, lr, decay, clip);
-        self.model.refresh();
+        let skipped = norm_limit.is_some_and(|limit| grad_norm > limit);
+        if !skipped {
+            let clip = clip_factor(grad_norm, train.clip);
+            self.adam.step(&mut self.model, self.step, lr, decay, clip);
+            self.model.refresh();
+        }
         self.step = next;
         Ok(StepMetrics {
             step: next,
             loss,
             lr,
             grad_norm,
+            skipped,
+            flips: if skipped {
+                0.0
+            } else {
+                self.model.flip_share()
+            },
         })
     }
 

@@ -346,6 +346,32 @@ fn settings_come_from_a_file_and_are_stored_as_one() {
     assert!(refused.stderr.contains(says), "{}", refused.stderr);
 }
 
+/// What is exported is what `bitnet-convert` makes of the best model, and opens as a model.
+#[test]
+fn a_run_ends_as_a_packed_file() {
+    let place = place();
+    let fitted = run(place.path(), &fit(&["--export", "out.btn"]));
+    assert_eq!(fitted.code, 0, "{}", fitted.stderr);
+    let bytes = fs::read(place.path().join("out.btn")).unwrap();
+    let archive = bitnet_formats::Archive::open(&bytes).unwrap();
+    assert_eq!(archive.config().hidden_size, 32);
+    let refused = |more: &[&str], says: &str| {
+        let outcome = run(place.path(), &fit(more));
+        assert_eq!(outcome.code, 2, "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(says), "{}", outcome.stderr);
+    };
+    let elsewhere = ["--overwrite", "--export", "none/out.btn"];
+    refused(&elsewhere, "there is no such folder");
+    let plain = [
+        "--overwrite",
+        "--export",
+        "out.btn",
+        "--set",
+        "train.quantize=false",
+    ];
+    refused(&plain, "train.quantize is false");
+}
+
 #[test]
 fn a_run_is_not_replaced_by_accident() {
     let place = place();

@@ -51,6 +51,7 @@ impl Place {
             start,
             threads,
             stop_at,
+            export: None,
         };
         fit(&options, &AtomicBool::new(false), &mut Progress::silent())
     }
@@ -150,6 +151,118 @@ fn a_run_can_be_made_longer() {
     assert_eq!(state.settings.train.warmup, settings(&[]).train.warmup);
 }
 
+fn metrics(folder: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    let read = |line| serde_json::from_str(line).unwrap();
+    text.lines().map(read).collect()
+}
+
+/// A rate that ruins the model: evaluations get worse, the best is kept, and the run stops.
+#[test]
+fn a_run_that_gets_worse_stops_and_keeps_its_best() {
+    let sets = [
+        "train.steps=40",
+        "train.eval_every=2",
+        "train.save_every=4",
+        "train.patience=3",
+        "train.keep_last=2",
+        "train.lr=0.7",
+        "train.min_lr=0.7",
+        "train.warmup=6",
+        "train.spike_factor=0",
+    ];
+    let place = Place::new();
+    let outcome = place.fit("run", fresh(&sets), 1, None).unwrap();
+    let Outcome::EarlyStopped {
+        step,
+        best_step,
+        best_loss,
+    } = outcome
+    else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(step, best_step + 6);
+    let best = RunFolder::new(place.out("run").join("best"));
+    let (model, tokenizer) = best.load_model().unwrap();
+    let text = TEXT.repeat(20);
+    let (_, validation) = bitnet_trainer::held_out::split(&text, 0.1);
+    let text = EncodedText::new(&tokenizer, validation).unwrap();
+    assert_eq!(
+        evaluate(&model, &text, 24).unwrap().nats_per_token,
+        best_loss
+    );
+    let mut copies: Vec<_> = fs::read_dir(place.out("run"))
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+        .filter(|name| name.starts_with("step-"))
+        .collect();
+    copies.sort();
+    assert_eq!(copies.len(), 2);
+    assert_eq!(copies[1], format!("step-{step:08}"));
+    // A run that is interrupted before knows the same.
+    place
+        .fit("halves", fresh(&sets), 1, Some(best_step + 3))
+        .unwrap();
+    let resumed = place.fit("halves", Start::Resume { steps: None }, 1, None);
+    let Outcome::EarlyStopped { step: again, .. } = resumed.unwrap() else {
+        panic!("it did not stop");
+    };
+    assert_eq!(again, step);
+    assert!(files(&place.out("halves")) == files(&place.out("run")));
+    assert!(files_of_model(&place.out("halves/best")) == files_of_model(&place.out("run/best")));
+}
+
+fn files_of_model(folder: &Path) -> [Vec<u8>; 2] {
+    ["model.safetensors", "config.json"].map(|name| fs::read(folder.join(name)).unwrap())
+}
+
+/// A step above the limit changes no weight and counts as a step; the next one learns again.
+#[test]
+fn a_spike_is_left_out() {
+    let mut settings = settings(&[]);
+    settings.model.vocab_size = 256;
+    let ids: Vec<u32> = TEXT.repeat(3).bytes().map(u32::from).collect();
+    let text = EncodedText::from_ids(ids, 3 * TEXT.len());
+    let data = TokenDataset {
+        train: text.clone(),
+        validation: text,
+    };
+    let mut trainer = Trainer::new(settings, None);
+    let weights = |trainer: &Trainer| -> Vec<_> {
+        let params = trainer.model().params().into_iter();
+        params.map(|param| param.value.clone()).collect()
+    };
+    let fresh = weights(&trainer);
+    let skipped = trainer.take_step(&data, Some(1e-9), Path::new("out"));
+    let skipped = skipped.unwrap();
+    assert!(skipped.skipped && skipped.flips == 0.0 && skipped.step == 1);
+    assert!(weights(&trainer) == fresh);
+    let taken = trainer.take_step(&data, Some(1e9), Path::new("out"));
+    assert!(!taken.unwrap().skipped);
+    assert!(weights(&trainer) != fresh);
+}
+
+#[test]
+fn evaluations_record_every_tensor() {
+    let place = Place::new();
+    place
+        .fit("run", fresh(&["train.steps=4"]), 1, None)
+        .unwrap();
+    let last = metrics(&place.out("run")).pop().unwrap();
+    let (_, model, _) = RunFolder::new(place.out("run")).load_state().unwrap();
+    let tensors = last["tensors"].as_object().unwrap();
+    assert_eq!(tensors.len(), model.params().len());
+    let squares = tensors
+        .values()
+        .map(|t| t["grad_norm"].as_f64().unwrap().powi(2));
+    let norm = squares.sum::<f64>().sqrt();
+    assert!((norm / last["grad_norm"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+    let gate = &tensors["model.layers.0.mlp.gate_proj.weight"];
+    assert!((gate["zero_share"].as_f64().unwrap() - 0.31).abs() < 0.1);
+    assert!((gate["scale"].as_f64().unwrap() - 0.016).abs() < 0.005);
+    assert!(tensors["model.norm.weight"].get("scale").is_none());
+}
+
 #[test]
 fn seeds_matter() {
     let place = Place::new();
@@ -207,7 +320,10 @@ fn one_batch_can_be_learned_by_heart() {
         let mut trainer = Trainer::new(settings, None);
         let mut last = f64::INFINITY;
         for _ in 0..200 {
-            last = trainer.take_step(&data, Path::new("out")).unwrap().loss;
+            last = trainer
+                .take_step(&data, None, Path::new("out"))
+                .unwrap()
+                .loss;
         }
         assert!(last < 0.1, "{attention}: {last}");
     }

@@ -12,11 +12,13 @@ mod heads;
 pub mod input_norm;
 pub mod latent_attention;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bitnet_formats::ModelConfig;
 use ndarray::{Array2, s};
 
+use crate::metrics::TensorRecord;
 use crate::model::block::{Block, BlockTape};
 use crate::model::input_norm::{InputNorm, NormTape};
 use crate::ops::attention::HeadBuffers;
@@ -26,7 +28,7 @@ use crate::ops::rope::Rope;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
 use crate::rng::{Rng, Stream};
-use crate::tensor::{row, row_mut, zeros};
+use crate::tensor::{flat, row, row_mut, zeros};
 
 use bitnet_formats::quant::NonFinite;
 use rayon::prelude::*;
@@ -227,6 +229,40 @@ impl<T: Real> Model<T> {
             (zeros + linear.zero_share() * size, all + size)
         });
         zeros / all
+    }
+
+    /// Share of the ternary weights that the last [`Model::refresh`] changed.
+    #[must_use]
+    pub fn flip_share(&self) -> f64 {
+        let linears = self.blocks.iter().flat_map(Block::linears);
+        let (flips, all) = linears.fold((0, 0), |(flips, all), linear| {
+            (flips + linear.flips(), all + linear.codes.len())
+        });
+        flips as f64 / all as f64
+    }
+
+    /// What is known of every tensor after a step, by name.
+    #[must_use]
+    pub fn tensor_records(&self) -> BTreeMap<String, TensorRecord> {
+        let record = |param: &&Param<T>| {
+            let squares = flat(&param.grad)
+                .iter()
+                .map(|g| f64::from(g.narrow()).powi(2));
+            let record = TensorRecord {
+                grad_norm: squares.sum::<f64>().sqrt(),
+                scale: None,
+                zero_share: None,
+            };
+            (param.name.clone(), record)
+        };
+        let mut records: BTreeMap<_, _> = self.params().iter().map(record).collect();
+        for linear in self.blocks.iter().flat_map(Block::linears) {
+            if let (true, Some(record)) = (self.quantize, records.get_mut(&linear.weight.name)) {
+                record.scale = Some(linear.mean_magnitude());
+                record.zero_share = Some(linear.zero_share());
+            }
+        }
+        records
     }
 
     /// Runs `ids` through all blocks and the final norm.

@@ -68,6 +68,8 @@ pub struct BitLinear<T> {
     /// [`BitLinear::refresh`].
     pub codes: Array2<T>,
     scale: f32,
+    /// Codes that the last refresh changed.
+    flips: usize,
 }
 
 impl<T: Real> BitLinear<T> {
@@ -77,16 +79,20 @@ impl<T: Real> BitLinear<T> {
             weight: Param::new(name, ParamKind::Linear, outputs, inputs),
             codes: zeros(outputs, inputs),
             scale: 1.0,
+            flips: 0,
         }
     }
 
     /// Makes the codes follow the weights. Call after every change of the weights.
     pub fn refresh(&mut self, quantize: bool) {
+        self.flips = 0;
         if quantize {
             self.scale = quant::weight_scale(absmean(flat(&self.weight.value)));
             let codes = flat_mut(&mut self.codes).iter_mut();
             for (code, w) in codes.zip(flat(&self.weight.value)) {
-                *code = T::from_f32(f32::from(quant::ternary_code(w.narrow(), self.scale)));
+                let new = T::from_f32(f32::from(quant::ternary_code(w.narrow(), self.scale)));
+                self.flips += usize::from(new != *code);
+                *code = new;
             }
         } else {
             self.scale = 1.0;
@@ -116,6 +122,16 @@ impl<T: Real> BitLinear<T> {
     pub fn backward_input(&self, d_y: &Array2<T>, keep: T, d_x: &mut Array2<T>) {
         let alpha = T::from_f32(1.0 / self.scale);
         gemm(alpha, d_y.view(), self.codes.view(), keep, d_x.view_mut());
+    }
+
+    /// Codes that the last [`BitLinear::refresh`] changed; 0 without quantisers.
+    pub const fn flips(&self) -> usize {
+        self.flips
+    }
+
+    /// Mean magnitude of the weights; 1 without quantisers.
+    pub fn mean_magnitude(&self) -> f64 {
+        1.0 / f64::from(self.scale)
     }
 
     /// Share of weights whose code is zero.
@@ -287,6 +303,19 @@ mod tests {
             let factor = quant::linear_factor(WeightScale::Divide, layer.scale, a.scales[t]);
             assert_eq!(*y, f64::from(z) * f64::from(factor));
         }
+    }
+
+    #[test]
+    fn flips_count_the_codes_that_changed() {
+        let mut layer = layer(true, &normals(2, OUTPUTS * INPUTS));
+        layer.refresh(true);
+        assert_eq!(layer.flips(), 0);
+        let before = layer.codes.clone();
+        flat_mut(&mut layer.weight.value)[3] *= -20.0;
+        layer.refresh(true);
+        let changed = flat(&before).iter().zip(flat(&layer.codes));
+        let changed = changed.filter(|(a, b)| a != b).count();
+        assert!(changed > 0 && layer.flips() == changed);
     }
 
     /// For normal weights `|w| < mean|w| / 2` has probability 0.310.
