@@ -1,5 +1,5 @@
-//! Any text as a tokenizer.json. One that can be converted must cut any text: the second half of the
-//! input is one.
+//! Any text as a tokenizer.json. One that can be converted must cut any text: what follows the first
+//! NUL of the input is one.
 #![no_main]
 
 use bitnet_converter::tokenizer;
@@ -7,8 +7,8 @@ use bitnet_formats::TokenizerTables;
 use bitnet_runtime::Tokenizer;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|input: (&str, &str)| {
-    let (json, text) = input;
+fuzz_target!(|input: &str| {
+    let (json, text) = input.split_once('\0').unwrap_or((input, ""));
     let Ok(section) = tokenizer::section(json) else {
         return;
     };
