@@ -18,6 +18,7 @@ pub mod files;
 pub mod fit;
 pub mod held_out;
 pub mod history;
+pub mod init;
 pub mod keys;
 pub mod memory;
 pub mod metrics;
