@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use bitnet_trainer::data::{EncodedText, TokenDataset};
 use bitnet_trainer::init::Masters;
-use bitnet_trainer::model::Model;
 use bitnet_trainer::model::gradient::Worker;
+use bitnet_trainer::model::{Keep, Model};
 use bitnet_trainer::schedule::ScheduleKind;
 use bitnet_trainer::settings::Settings;
 use bitnet_trainer::tensor::flat;
@@ -188,7 +188,7 @@ fn check_steps(case: &Case, tolerance: &Tolerance) {
     let settings = case.settings(tolerance.mode == "quantised");
     let (model, data) = (case.model(&settings), case.data());
     let steps = settings.train.steps as usize;
-    let mut trainer = Trainer::starting_from(settings, None, model);
+    let mut trainer = Trainer::starting_from(settings, None, Keep::Activations, model);
     let mut off = Vec::new();
     for step in 0..steps {
         let ours = trainer.take_step(&data, None, Path::new("")).unwrap();
