@@ -4,7 +4,13 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-fmt() { cargo fmt --all --check; }
+fmt() {
+    local workspace
+    cargo fmt --all --check
+    for workspace in tests/no_std runtime/firmware runtime/wasm; do
+        cargo fmt --all --check --manifest-path "$workspace/Cargo.toml"
+    done
+}
 
 clippy() {
     cargo clippy --workspace --all-targets -- -D warnings

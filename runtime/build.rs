@@ -1,4 +1,7 @@
-//! What kind of machine a small target is.
+//! What kind of machine the target is.
+//!
+//! `vectors` is a machine whose vectors have kernel sets, whether all of its kind have them or a look
+//! at run time must tell. `neon` is one of those: AArch64, little-endian, with vectors.
 //!
 //! `small_core` is a machine with 32-bit registers and, as far as this project uses it, no vectors.
 //! `arm_dsp` is one of those with the DSP instructions of Arm. Stable compilers keep the target
@@ -20,7 +23,7 @@ const VECTOR_CORES: [&str; 3] = ["cortex-m52", "cortex-m55", "cortex-m85"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rustc-check-cfg=cfg(small_core, arm_dsp)");
+    println!("cargo::rustc-check-cfg=cfg(small_core, arm_dsp, neon, vectors)");
     let arch = var("CARGO_CFG_TARGET_ARCH");
     if arch == "arm" || arch == "riscv32" {
         println!("cargo::rustc-cfg=small_core");
@@ -28,6 +31,20 @@ fn main() {
     if arch == "arm" {
         arm();
     }
+    let little_endian = var("CARGO_CFG_TARGET_ENDIAN") == "little";
+    let neon = arch == "aarch64" && little_endian && listed("neon");
+    if neon {
+        println!("cargo::rustc-cfg=neon");
+    }
+    if neon || arch == "x86_64" || (arch == "wasm32" && listed("simd128")) {
+        println!("cargo::rustc-cfg=vectors");
+    }
+}
+
+/// True where the compiler lists a feature of the target.
+fn listed(feature: &str) -> bool {
+    let features = var("CARGO_CFG_TARGET_FEATURE");
+    features.split(',').any(|listed| listed == feature)
 }
 
 fn arm() {
@@ -56,8 +73,6 @@ fn arm() {
 /// What the compiler is told.
 struct Target {
     name: String,
-    /// Features that the compiler lists.
-    features: String,
     /// Its flags.
     flags: String,
 }
@@ -66,16 +81,14 @@ impl Target {
     fn from_cargo() -> Self {
         Self {
             name: var("TARGET"),
-            features: var("CARGO_CFG_TARGET_FEATURE"),
             flags: var("CARGO_ENCODED_RUSTFLAGS"),
         }
     }
 
     /// True where the target has a feature: listed, asked for, or of one of these cores.
     fn has(&self, feature: &str, cores: &[&str]) -> bool {
-        let listed = self.features.split(',').any(|f| f == feature);
         let asked = self.flag(&format!("+{feature}")) || cores.iter().any(|core| self.flag(core));
-        (listed || asked) && !self.flag(&format!("-{feature}"))
+        (listed(feature) || asked) && !self.flag(&format!("-{feature}"))
     }
 
     fn flag(&self, flag: &str) -> bool {

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use bitnet_converter::gguf::{I2sLayout, Kind};
-use bitnet_converter::{DenseWeights, EmbeddingType, PackOptions, ReadOptions, TernaryType};
+use bitnet_converter::{
+    DenseWeights, EmbeddingType, PackOptions, ReadOptions, TernaryType, TokenizerStore,
+};
 use bitnet_formats::Preset;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
@@ -42,6 +44,11 @@ struct Args {
     /// decoded to memory when it is loaded.
     #[arg(long, value_name = "LAYOUT", default_value = "t5")]
     pack: Pack,
+
+    /// What becomes of tokenizer.json: tables the runtime works with, the file as it is for programs
+    /// that bring a tokenizer of their own, or nothing.
+    #[arg(long, value_name = "HOW", default_value = "tables")]
+    tokenizer: Tokenizer,
 
     /// Writes a model of this shape with random weights, for benchmarks: nano, tiny, small,
     /// bitnet-700m, bitnet-large or bitnet-2b4t.
@@ -139,6 +146,13 @@ enum Pack {
     Packed,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Tokenizer {
+    Tables,
+    Json,
+    None,
+}
+
 /// What to do, and how to print the result.
 #[derive(Debug)]
 pub(crate) struct Command {
@@ -209,6 +223,7 @@ impl Args {
         let pack = PackOptions {
             embedding: self.embedding.into(),
             ternary: self.pack.into(),
+            tokenizer: self.tokenizer.into(),
         };
         let dense = match (self.masters, self.force_ternarise) {
             (Some(Masters::OneBitLlms), _) => DenseWeights::OneBitLlms,
@@ -267,6 +282,16 @@ impl From<Embedding> for EmbeddingType {
             Embedding::F16 => Self::F16,
             Embedding::Bf16 => Self::BF16,
             Embedding::I8 => Self::I8,
+        }
+    }
+}
+
+impl From<Tokenizer> for TokenizerStore {
+    fn from(tokenizer: Tokenizer) -> Self {
+        match tokenizer {
+            Tokenizer::Tables => Self::Tables,
+            Tokenizer::Json => Self::Json,
+            Tokenizer::None => Self::None,
         }
     }
 }

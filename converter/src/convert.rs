@@ -9,6 +9,7 @@ use bitnet_formats::header::MAGIC;
 use bitnet_formats::{Archive, Preset, SectionKind};
 
 use crate::btn::BtnSource;
+use crate::chat::ChatTemplateError;
 use crate::checkpoint::Checkpoint;
 use crate::config_json::CheckpointConfig;
 use crate::dense::{self, DenseWeights};
@@ -75,6 +76,8 @@ pub struct Outcome {
     pub file_bytes: u64,
     /// False where only token ids can be fed to the model.
     pub has_tokenizer: bool,
+    /// Why the chat template, which is kept, could not be compiled.
+    pub chat_problem: Option<ChatTemplateError>,
     /// Feed-forward neurons that were left out, if that was asked for.
     pub pruned: Option<u64>,
     /// What was compared with the input, if it was asked for.
@@ -158,8 +161,19 @@ fn convert_checkpoint(
     dense::decide(&checkpoint, &mut sidecars.config, conversion.read.dense)?;
     let source = CheckpointSource::new(&checkpoint, &sidecars.config)?;
     let mut sections = Sections::of_sidecars(&sidecars);
+    if let Some(json) = &sidecars.tokenizer {
+        let added = sections.tokenizer(json, conversion.pack.tokenizer);
+        let path = || checkpoint.dir().join("tokenizer.json");
+        added.map_err(|source| ConvertError::Tokenizer {
+            path: path(),
+            source,
+        })?;
+    }
+    let chat_problem = sidecars.chat().and_then(|chat| sections.chat(&chat));
     sections.provenance(&provenance(&source, &sidecars.config)?);
-    write(&source, sections, output, conversion)
+    let mut outcome = write(&source, sections, output, conversion)?;
+    outcome.chat_problem = chat_problem;
+    Ok(outcome)
 }
 
 fn convert_gguf(
@@ -183,7 +197,17 @@ fn convert_gguf(
         model.arch,
         source.weights_kind().map_or("?", Kind::name),
     ));
-    write(&source, sections, output, conversion)
+    if let Some(json) = &vocab.tokenizer {
+        let added = sections.tokenizer(json, conversion.pack.tokenizer);
+        added.map_err(|source| ConvertError::Tokenizer {
+            path: input.to_owned(),
+            source,
+        })?;
+    }
+    let chat_problem = vocab.chat().and_then(|chat| sections.chat(&chat));
+    let mut outcome = write(&source, sections, output, conversion)?;
+    outcome.chat_problem = chat_problem;
+    Ok(outcome)
 }
 
 /// Packs the tensors of a `.btn` file as the options say; everything else stays.
@@ -317,7 +341,8 @@ fn write_file(
     Ok(Outcome {
         report,
         file_bytes,
-        has_tokenizer: sections.has(SectionKind::TokenizerJson),
+        has_tokenizer: sections.has(SectionKind::Tokenizer),
+        chat_problem: None,
         pruned: None,
         verified,
     })

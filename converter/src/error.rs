@@ -8,6 +8,7 @@ use bitnet_runtime::RunError;
 use safetensors::Dtype;
 
 use crate::gguf::GgufError;
+use crate::tokenizer::TokenizerError;
 
 /// Why a checkpoint cannot be converted.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,17 @@ pub enum ConvertError {
         path: PathBuf,
         /// Which key, and why.
         source: ConfigJsonError,
+    },
+    /// The tokenizer cannot be kept as tables.
+    #[error(
+        "{}: {source}; --tokenizer none leaves it out, and the model then takes token ids",
+        path.display()
+    )]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is not supported, or wrong.
+        source: TokenizerError,
     },
     /// The index and a shard disagree about where a tensor is.
     #[error("tensor {tensor}: the index places it in {shard}, which does not hold it")]

@@ -26,6 +26,7 @@ use crate::output::PartialFile;
 use crate::packed::stored_rows;
 use crate::pages::Pages;
 use crate::source::{CheckpointSource, Source};
+use crate::tokenizer;
 use crate::verify::verify;
 
 /// A finished file that is to be given back.
@@ -41,11 +42,18 @@ impl Export<'_, '_> {
     /// Writes a checkpoint: into the folder `output`, or, where `output` ends in `.safetensors`, as that
     /// file with the others beside it. None of the files may exist.
     ///
+    /// Returns why the tokenizer is not among them, if so.
+    ///
     /// # Errors
     ///
     /// The public files have no words for the model, or the output cannot be written.
-    pub fn checkpoint(&self, output: &Path) -> Result<(), ConvertError> {
+    pub fn checkpoint(&self, output: &Path) -> Result<Option<&'static str>, ConvertError> {
         let parts = Parts::of(self.archive)?;
+        self.checkpoint_of(&parts, output)?;
+        Ok(parts.no_tokenizer)
+    }
+
+    fn checkpoint_of(&self, parts: &Parts, output: &Path) -> Result<(), ConvertError> {
         if output.extension().is_some_and(|e| e == "safetensors") {
             let dir = match output.parent() {
                 Some(dir) if !dir.as_os_str().is_empty() => dir,
@@ -113,10 +121,8 @@ impl Export<'_, '_> {
 /// What a GGUF file is to say about text, and why it cannot have the tokenizer, if so.
 fn vocab_of(archive: &Archive<'_>) -> (VocabOut, Option<&'static str>) {
     let vocab_size = archive.config().vocab_size;
-    let json = archive.text(SectionKind::TokenizerJson);
-    let tokens = json.map_or(Err("the file has none"), |json| {
-        Tokens::of_json(json, vocab_size)
-    });
+    let json = tokenizer_json(archive).and_then(|json| json.ok_or("the file has none"));
+    let tokens = json.and_then(|json| Tokens::of_json(&json, vocab_size));
     let problem = tokens.as_ref().err().copied();
     let special = archive.special_tokens();
     let vocab = VocabOut {
@@ -128,12 +134,27 @@ fn vocab_of(archive: &Archive<'_>) -> (VocabOut, Option<&'static str>) {
     (vocab, problem)
 }
 
+/// The tokenizer as a tokenizer.json, where the file has one; or why it cannot be said as one.
+fn tokenizer_json(archive: &Archive<'_>) -> Result<Option<String>, &'static str> {
+    if let Some(json) = archive.text(SectionKind::TokenizerJson) {
+        return Ok(Some(json.to_owned()));
+    }
+    let Some(section) = archive.section(SectionKind::Tokenizer) else {
+        return Ok(None);
+    };
+    let json = tokenizer::json(section);
+    json.map(Some)
+        .map_err(|_| "its tables have no equal as a tokenizer.json")
+}
+
 /// What a checkpoint consists of, but for the weights.
 struct Parts {
     config: CheckpointConfig,
     tensors: Vec<Stored>,
     /// Name and content.
     files: Vec<(&'static str, Vec<u8>)>,
+    /// Why there is no tokenizer among them, though the file has one.
+    no_tokenizer: Option<&'static str>,
 }
 
 /// A tensor of the safetensors file.
@@ -165,11 +186,17 @@ impl Parts {
         for tensor in config.family.naming().checkpoint_tensors(&model) {
             describe(archive, tensor, &mut tensors)?;
         }
-        let files = sidecars(archive, &config);
+        let mut files = sidecars(archive, &config);
+        let (tokenizer, no_tokenizer) = match tokenizer_json(archive) {
+            Ok(json) => (json, None),
+            Err(reason) => (None, Some(reason)),
+        };
+        files.extend(tokenizer.map(|json| ("tokenizer.json", json.into_bytes())));
         Ok(Self {
             config,
             tensors,
             files,
+            no_tokenizer,
         })
     }
 
@@ -440,6 +467,14 @@ impl CodeRows for KvB<'_> {
 
 const PRESENT: &str = "opened archives have every tensor";
 
+/// What a checkpoint says of the texts that end an answer.
+fn stop_strings(archive: &Archive<'_>) -> Option<Vec<u8>> {
+    let chat = archive.chat().ok().flatten()?;
+    let strings: Vec<&str> = chat.stop_strings().collect();
+    let json = serde_json::json!({ "stop_strings": strings });
+    (!strings.is_empty()).then(|| format!("{json:#}\n").into_bytes())
+}
+
 fn sidecars(archive: &Archive<'_>, config: &CheckpointConfig) -> Vec<(&'static str, Vec<u8>)> {
     let dtype = match archive.matrix(TensorRole::Embedding).map(|m| m.dtype) {
         Some(Dtype::F16) => "float16",
@@ -448,8 +483,8 @@ fn sidecars(archive: &Archive<'_>, config: &CheckpointConfig) -> Vec<(&'static s
     };
     let json = format!("{:#}\n", config.to_json(dtype));
     let mut files = vec![("config.json", json.into_bytes())];
+    files.extend(stop_strings(archive).map(|json| ("generation_config.json", json)));
     for (kind, name) in [
-        (SectionKind::TokenizerJson, "tokenizer.json"),
         (SectionKind::ChatTemplate, "chat_template.jinja"),
         (SectionKind::Licence, "LICENSE"),
     ] {

@@ -24,6 +24,7 @@
 #![deny(unsafe_code)]
 
 pub mod btn;
+pub mod chat;
 pub mod checkpoint;
 pub mod config_json;
 pub mod convert;
@@ -48,6 +49,7 @@ pub mod selftest;
 pub mod shard;
 pub mod sidecar;
 pub mod source;
+pub mod tokenizer;
 pub mod verify;
 pub mod write;
 
@@ -62,4 +64,4 @@ pub use export::Export;
 pub use family::{Family, WeightForm};
 pub use report::Report;
 pub use source::{CheckpointSource, Source};
-pub use write::{EmbeddingType, PackOptions, TernaryType};
+pub use write::{EmbeddingType, PackOptions, TernaryType, TokenizerStore};

@@ -87,12 +87,12 @@ fn export(input: &Path, job: &Job) -> anyhow::Result<()> {
         archive: &archive,
         release: &|| bytes.release(),
     };
-    if job.output.extension().is_some_and(|e| e == "gguf") {
-        if let Some(reason) = export.gguf(&job.output, job.gguf)? {
-            eprintln!("warning: {output} has no tokenizer: {reason}");
-        }
-    } else {
-        export.checkpoint(&job.output)?;
+    let problem = match job.output.extension().is_some_and(|e| e == "gguf") {
+        true => export.gguf(&job.output, job.gguf)?,
+        false => export.checkpoint(&job.output)?,
+    };
+    if let Some(reason) = problem {
+        eprintln!("warning: {output} has no tokenizer: {reason}");
     }
     eprintln!("wrote {output}");
     Ok(())
@@ -144,7 +144,13 @@ fn write(job: &Job) -> anyhow::Result<Outcome> {
 
 fn summarise(job: &Job, outcome: &Outcome, seconds: f64) {
     if !outcome.has_tokenizer && matches!(job.from, Input::Checkpoint(_)) {
-        eprintln!("warning: the input has no tokenizer; the model takes token ids only");
+        eprintln!("warning: there is no tokenizer in the file; the model takes token ids only");
+    }
+    if let Some(problem) = &outcome.chat_problem {
+        eprintln!(
+            "warning: the chat template is kept, but bitnet-run --chat cannot use it: {problem}; \
+             a file chat_template.jinja beside the checkpoint takes its place"
+        );
     }
     let (output, bytes) = (job.output.display(), outcome.file_bytes);
     eprintln!("wrote {output}: {bytes} bytes in {seconds:.1} s");

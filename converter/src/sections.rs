@@ -1,10 +1,13 @@
 //! What a file holds beside the weights.
 
 use bitnet_formats::metadata::encode_special_tokens;
-use bitnet_formats::{Archive, SectionKind};
+use bitnet_formats::{Archive, SectionKind, TokenizerTables};
 
+use crate::chat::{self, ChatSource, ChatTemplateError};
 use crate::gguf::vocab::Vocab;
 use crate::sidecar::Sidecars;
+use crate::tokenizer::{self, TokenizerError};
+use crate::write::TokenizerStore;
 
 /// The small sections of a file, in file order.
 #[derive(Debug, Default)]
@@ -13,8 +16,7 @@ pub(crate) struct Sections(Vec<(SectionKind, Vec<u8>)>);
 impl Sections {
     pub(crate) fn of_sidecars(sidecars: &Sidecars) -> Self {
         let mut sections = Self::default();
-        sections.text(SectionKind::TokenizerJson, sidecars.tokenizer.as_deref());
-        sections.text(SectionKind::ChatTemplate, sidecars.chat_template.as_deref());
+        sections.template(sidecars.chat());
         sections.text(SectionKind::Licence, sidecars.licence.as_deref());
         sections.special_tokens(sidecars.config.bos_token_id, &sidecars.stop_ids);
         sections
@@ -22,8 +24,7 @@ impl Sections {
 
     pub(crate) fn of_vocab(vocab: &Vocab) -> Self {
         let mut sections = Self::default();
-        sections.text(SectionKind::TokenizerJson, vocab.tokenizer.as_deref());
-        sections.text(SectionKind::ChatTemplate, vocab.chat_template.as_deref());
+        sections.template(vocab.chat());
         sections.text(SectionKind::Licence, vocab.licence.as_deref());
         sections.special_tokens(vocab.bos, &vocab.stop_ids);
         sections
@@ -37,6 +38,38 @@ impl Sections {
         let mut sections = Self(kept.filter_map(section).collect());
         sections.0.sort_by_key(|(kind, _)| *kind as u32);
         sections
+    }
+
+    /// Adds the source of a chat template.
+    fn template(&mut self, chat: Option<ChatSource<'_>>) {
+        let text = chat.map(|chat| chat.with_names());
+        self.text(SectionKind::ChatTemplate, text.as_deref());
+    }
+
+    /// Adds a tokenizer.json as the option says.
+    pub(crate) fn tokenizer(
+        &mut self,
+        json: &str,
+        store: TokenizerStore,
+    ) -> Result<(), TokenizerError> {
+        match store {
+            TokenizerStore::Tables => self.add(SectionKind::Tokenizer, tokenizer::section(json)?),
+            TokenizerStore::Json => self.text(SectionKind::TokenizerJson, Some(json)),
+            TokenizerStore::None => (),
+        }
+        Ok(())
+    }
+
+    /// Adds the compiled chat template; says why if it cannot be compiled.
+    pub(crate) fn chat(&mut self, source: &ChatSource<'_>) -> Option<ChatTemplateError> {
+        let tables = self.get(SectionKind::Tokenizer).map(TokenizerTables::open);
+        match chat::section(source, tables.and_then(Result::ok).as_ref()) {
+            Ok(section) => {
+                self.add(SectionKind::Chat, section);
+                None
+            }
+            Err(problem) => Some(problem),
+        }
     }
 
     fn text(&mut self, kind: SectionKind, text: Option<&str>) {
@@ -66,7 +99,12 @@ impl Sections {
     }
 
     pub(crate) fn has(&self, kind: SectionKind) -> bool {
-        self.0.iter().any(|(k, _)| *k == kind)
+        self.get(kind).is_some()
+    }
+
+    fn get(&self, kind: SectionKind) -> Option<&[u8]> {
+        let section = self.0.iter().find(|(k, _)| *k == kind);
+        section.map(|(_, bytes)| &bytes[..])
     }
 
     pub(crate) fn list(&self) -> Vec<(SectionKind, &[u8])> {

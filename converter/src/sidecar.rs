@@ -8,6 +8,7 @@ use bitnet_formats::Output;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
+use crate::chat::ChatSource;
 use crate::checkpoint::Checkpoint;
 use crate::config_json::{CheckpointConfig, token_ids};
 use crate::error::{ConfigJsonError, ConvertError};
@@ -29,6 +30,10 @@ pub struct Sidecars {
     pub tokenizer: Option<String>,
     /// Chat template: a file of its own, or the key of `tokenizer_config.json`.
     pub chat_template: Option<String>,
+    /// Names a chat template may ask for, such as `bos_token`, and their texts.
+    pub template_names: Vec<(&'static str, String)>,
+    /// Texts that end an answer, from `generation_config.json`.
+    pub stop_strings: Vec<String>,
     /// Ids that end a text, sorted: those of `generation_config.json` and of `config.json`.
     pub stop_ids: Vec<u32>,
     /// Text of a licence file.
@@ -36,6 +41,17 @@ pub struct Sidecars {
 }
 
 impl Sidecars {
+    /// What they say about conversations, where there is a template.
+    #[must_use]
+    pub fn chat(&self) -> Option<ChatSource<'_>> {
+        let names = self.template_names.iter();
+        Some(ChatSource {
+            template: self.chat_template.as_deref()?,
+            names: names.map(|(name, text)| (*name, &text[..])).collect(),
+            stop_strings: &self.stop_strings,
+        })
+    }
+
     /// Reads the files beside a checkpoint. All but `config.json` may be absent.
     ///
     /// # Errors
@@ -47,6 +63,8 @@ impl Sidecars {
         Ok(Self {
             tokenizer: tokenizer(&dir.join("tokenizer.json"))?,
             chat_template: chat_template(dir)?,
+            template_names: template_names(dir)?,
+            stop_strings: stop_strings(dir)?,
             stop_ids: stop_ids(dir, &config)?,
             licence: licence(dir)?,
             config,
@@ -116,6 +134,37 @@ fn default_template(json: &Value) -> Result<Option<String>, &'static str> {
             .ok_or("chat_template lists no template named default"),
         Some(_) => Err("chat_template is neither a string nor a list"),
     }
+}
+
+/// Special tokens that `tokenizer_config.json` names: texts, or entries with a content.
+fn template_names(dir: &Path) -> Result<Vec<(&'static str, String)>, ConvertError> {
+    let Some(json) = json(&dir.join("tokenizer_config.json"))? else {
+        return Ok(Vec::new());
+    };
+    let name = |key: &'static str| {
+        let entry = &json[key];
+        let text = entry.as_str().or_else(|| entry["content"].as_str())?;
+        Some((key, text.to_owned()))
+    };
+    let keys = ["bos_token", "eos_token", "pad_token", "unk_token"];
+    Ok(keys.into_iter().filter_map(name).collect())
+}
+
+/// A text, or a list of them.
+fn stop_strings(dir: &Path) -> Result<Vec<String>, ConvertError> {
+    let path = dir.join("generation_config.json");
+    let Some(json) = json(&path)? else {
+        return Ok(Vec::new());
+    };
+    let strings = match &json["stop_strings"] {
+        Value::Null => Some(Vec::new()),
+        Value::String(one) => Some(vec![one.clone()]),
+        Value::Array(list) => list.iter().map(|s| s.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    };
+    let strings = strings.filter(|strings| strings.iter().all(|s| !s.is_empty()));
+    let reason = "stop_strings is neither a text nor a list of texts";
+    strings.ok_or(ConvertError::Sidecar { path, reason })
 }
 
 fn licence(dir: &Path) -> Result<Option<String>, ConvertError> {

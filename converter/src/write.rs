@@ -48,6 +48,18 @@ impl EmbeddingType {
     }
 }
 
+/// What becomes of a tokenizer.json.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TokenizerStore {
+    /// Tables that the runtime encodes and decodes with.
+    #[default]
+    Tables,
+    /// The file as it is, for programs that bring a tokenizer of their own.
+    Json,
+    /// Nothing: the model takes token ids.
+    None,
+}
+
 /// How ternary matrices are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TernaryType {
@@ -73,13 +85,15 @@ impl TernaryType {
     }
 }
 
-/// How tensors are stored.
+/// How a file is packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PackOptions {
     /// Embedding and head.
     pub embedding: EmbeddingType,
     /// Ternary matrices.
     pub ternary: TernaryType,
+    /// What becomes of tokenizer.json.
+    pub tokenizer: TokenizerStore,
 }
 
 /// Called with the weights packed so far, and with all there are; may ask to stop.

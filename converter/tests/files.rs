@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 
 use bitnet_converter::convert::load;
 use bitnet_converter::{
-    Conversion, ConvertError, EmbeddingType, PackOptions, ReadOptions, TernaryType, convert,
-    convert_dummy,
+    Conversion, ConvertError, EmbeddingType, PackOptions, ReadOptions, TernaryType, TokenizerStore,
+    convert, convert_dummy,
 };
 use bitnet_formats::{
     Archive, Attention, Dtype, ModelConfig, Preset, SectionKind, TensorClass, TensorRole,
@@ -21,6 +21,7 @@ use util::{Draft, bytes_of, fixture, grouped, latent, names, run, weights};
 const T2: PackOptions = PackOptions {
     embedding: EmbeddingType::I8,
     ternary: TernaryType::T2,
+    tokenizer: TokenizerStore::Tables,
 };
 
 fn embedding(embedding: EmbeddingType) -> PackOptions {
@@ -257,7 +258,8 @@ fn sidecars_go_into_the_file() {
     });
     let dir = draft.save();
     let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-    put("tokenizer.json", r#"{"version": "1.0"}"#);
+    let json = r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "decoder": {"type": "Fuse"}}"#;
+    put("tokenizer.json", json);
     put(
         "tokenizer_config.json",
         r#"{"chat_template": "{{ messages }}"}"#,
@@ -271,7 +273,8 @@ fn sidecars_go_into_the_file() {
     assert_eq!(outcome.file_bytes, file.len() as u64);
     let archive = Archive::open(&file).unwrap();
     let text = |kind| archive.text(kind).unwrap();
-    assert_eq!(text(SectionKind::TokenizerJson), r#"{"version": "1.0"}"#);
+    assert_eq!(archive.tokenizer().unwrap().unwrap().lookup(b"a"), Some(0));
+    assert_eq!(archive.section(SectionKind::TokenizerJson), None);
     assert_eq!(text(SectionKind::ChatTemplate), "{{ messages }}");
     assert_eq!(text(SectionKind::Licence), "as you like");
     let tool = concat!("tool: bitnet-convert ", env!("CARGO_PKG_VERSION"), "\n");
@@ -282,6 +285,21 @@ fn sidecars_go_into_the_file() {
     let tokens = archive.special_tokens().unwrap();
     assert_eq!(tokens.bos, Some(1));
     assert!(tokens.stop_ids().eq([3, 9]));
+    for (store, expected) in [
+        (TokenizerStore::Json, Some(json)),
+        (TokenizerStore::None, None),
+    ] {
+        let output = dir.path().join("other.btn");
+        let pack = PackOptions {
+            tokenizer: store,
+            ..PackOptions::default()
+        };
+        assert!(!run(dir.path(), &output, pack).unwrap().has_tokenizer);
+        let file = fs::read(output).unwrap();
+        let archive = Archive::open(&file).unwrap();
+        assert_eq!(archive.text(SectionKind::TokenizerJson), expected);
+        assert!(archive.tokenizer().unwrap().is_none());
+    }
 }
 
 #[test]

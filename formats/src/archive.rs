@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 
+use crate::chat::ChatTables;
 use crate::config::ModelConfig;
 use crate::dtype::{Dtype, MatrixView, VectorView, align_up};
 #[cfg(feature = "packed")]
@@ -17,6 +18,7 @@ use crate::packed::PackedView;
 use crate::schema::{FfnAxis, TensorClass, TensorRole, TensorSpec};
 use crate::section::SectionKind;
 use crate::ternary::TernaryView;
+use crate::tokenizer::TokenizerTables;
 
 /// An opened file. Owns nothing: `'w` is the life of the mapped file, flash or array.
 ///
@@ -136,6 +138,28 @@ impl<'w> Archive<'w> {
     #[must_use]
     pub fn special_tokens(&self) -> Option<SpecialTokens<'w>> {
         SpecialTokens::decode(self.section(SectionKind::SpecialTokens)?).ok()
+    }
+
+    /// The tokenizer, where the file has one. It is opened here and not with the file: a program that
+    /// is given token ids carries no code for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`TokenizerTables::open`].
+    pub fn tokenizer(&self) -> Result<Option<TokenizerTables<'w>>, FormatError> {
+        let section = self.section(SectionKind::Tokenizer);
+        section.map(TokenizerTables::open).transpose()
+    }
+
+    /// The chat template, where the file has one that is compiled.
+    ///
+    /// # Errors
+    ///
+    /// As [`ChatTables::open`].
+    pub fn chat(&self) -> Result<Option<ChatTables<'w>>, FormatError> {
+        self.section(SectionKind::Chat)
+            .map(ChatTables::open)
+            .transpose()
     }
 
     /// The self-test vectors; none where the file has no such section.

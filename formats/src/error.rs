@@ -83,6 +83,20 @@ pub enum FormatError {
         /// Newest version this reader knows.
         supported: u16,
     },
+    /// The tokenizer is of a newer version than this reader knows.
+    TokenizerVersion {
+        /// Version of the tokenizer section.
+        found: u16,
+        /// Newest version this reader knows.
+        supported: u16,
+    },
+    /// The chat section is of a newer version than this reader knows.
+    ChatVersion {
+        /// Version of the section.
+        found: u16,
+        /// Newest version this reader knows.
+        supported: u16,
+    },
     /// The configuration breaks a rule.
     Config(ConfigError),
     /// The tensor table has not the tensors of the configuration.
@@ -210,6 +224,12 @@ impl core::fmt::Display for FormatError {
             Self::SectionContent(kind) => write!(f, "the {kind} section cannot be decoded"),
             Self::ConfigVersion { found, supported } => {
                 write!(f, "the configuration has version {found} and this program reads up to {supported}; use a newer program")
+            }
+            Self::TokenizerVersion { found, supported } => {
+                write!(f, "the tokenizer has version {found} and this program reads up to {supported}; use a newer program")
+            }
+            Self::ChatVersion { found, supported } => {
+                write!(f, "the chat section has version {found} and this program reads up to {supported}; use a newer program")
             }
             Self::Config(error) => write!(f, "the configuration is not valid: {error}"),
             Self::TensorCount { expected, found } => {

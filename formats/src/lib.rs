@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 
 pub mod archive;
+pub mod chat;
 pub mod config;
 mod config_wire;
 pub mod dtype;
@@ -24,6 +25,7 @@ pub mod quant;
 pub mod schema;
 pub mod section;
 pub mod ternary;
+pub mod tokenizer;
 mod verify;
 #[cfg(feature = "std")]
 pub mod writer;
@@ -46,5 +48,6 @@ pub use presets::Preset;
 pub use schema::{FfnAxis, TensorClass, TensorRole, TensorSpec};
 pub use section::SectionKind;
 pub use ternary::{TernaryLayout, TernaryView};
+pub use tokenizer::TokenizerTables;
 #[cfg(feature = "std")]
 pub use writer::{ArchiveWriter, FinishedArchive};

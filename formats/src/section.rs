@@ -21,11 +21,15 @@ pub enum SectionKind {
     SelfTest = 20,
     /// Licence text, UTF-8.
     Licence = 21,
+    /// Tables between text and token ids ([`crate::tokenizer::TokenizerTables`]).
+    Tokenizer = 22,
+    /// A chat template as operations ([`crate::chat::ChatTables`]).
+    Chat = 23,
 }
 
 impl SectionKind {
     /// Every kind this version knows.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Config,
         Self::Weights,
         Self::TokenizerJson,
@@ -34,6 +38,8 @@ impl SectionKind {
         Self::Provenance,
         Self::SelfTest,
         Self::Licence,
+        Self::Tokenizer,
+        Self::Chat,
     ];
 
     /// The kind with this code, if there is one.
@@ -69,6 +75,8 @@ impl SectionKind {
             Self::Provenance => "provenance",
             Self::SelfTest => "self-test",
             Self::Licence => "licence",
+            Self::Tokenizer => "tokenizer",
+            Self::Chat => "chat",
         }
     }
 }

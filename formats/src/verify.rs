@@ -34,6 +34,10 @@ impl Archive<'_> {
     pub fn verify_with(&self, mut tick: impl FnMut(usize)) -> Result<(), FormatError> {
         self.verify_checksums(&mut tick)?;
         self.verify_section_padding()?;
+        if let Some(tokenizer) = self.tokenizer()? {
+            tokenizer.verify()?;
+        }
+        self.chat()?;
         for (index, (spec, entry)) in self.tensors().enumerate() {
             self.verify_tensor(&spec, &entry, &mut tick)
                 .map_err(|problem| FormatError::Tensor { index, problem })?;

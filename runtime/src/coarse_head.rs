@@ -207,7 +207,7 @@ pub(crate) fn high(hidden: i16) -> i8 {
     (hidden.saturating_add(128) >> 8) as i8
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "std"))]
 mod tests {
     use super::*;
     use crate::kernels::{HeadInput, Kernels};

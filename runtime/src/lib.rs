@@ -25,9 +25,10 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![deny(unsafe_code)]
 
-#[cfg(feature = "std")]
+#[cfg(any(feature = "std", test))]
 mod aligned;
 mod buffers;
+pub mod chat;
 mod coarse_head;
 mod departures;
 mod error;
@@ -47,9 +48,10 @@ mod plan;
 mod repack;
 pub mod sampler;
 mod session;
+pub mod tokenizer;
 mod weight_pass;
 
-#[cfg(feature = "std")]
+#[cfg(any(feature = "std", test))]
 pub use aligned::AlignedBuffer;
 pub use bitnet_formats::{
     Archive, FormatError, KvType, MatrixView, ModelConfig, TensorClass, TensorRole, TernaryLayout,
@@ -65,3 +67,4 @@ pub use plan::{ALIGNMENT, MemoryPlan, SessionConfig};
 pub use repack::repack;
 pub use sampler::{Sampler, SamplerConfig, argmax};
 pub use session::{Session, Step, Want};
+pub use tokenizer::Tokenizer;

@@ -53,7 +53,7 @@ unit_tests() {
         export CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_LINKER=arm-linux-gnueabihf-gcc
         flags=(--target "$target" "${build_std[@]}" -p bitnet-runtime --lib --no-run)
         cargo test "${flags[@]}"
-        harness="$(cargo test -q "${flags[@]}" --message-format json |
+        harness="$(cargo test -q "${flags[@]}" --message-format json-render-diagnostics |
             sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')"
         echo "== 32-bit Linux: the runtime's unit tests"
         KERNEL_SETS="scalar portable swar dsp" \

@@ -112,18 +112,21 @@ fn every_kernel_set_gives_the_same_logits() {
                 seed,
             );
             let expected = logits_hash(&file, &ids, Run::default());
-            for kernels in Kernels::available() {
+            // Few tokens in a chunk, and more than a matrix unit takes at once.
+            for (kernels, prefill_batch) in
+                Kernels::available().flat_map(|kernels| [4, 32].map(|n| (kernels, n)))
+            {
                 assert_eq!(
-                    hash_with(&file, &ids, kernels),
+                    hash_with(&file, &ids, kernels, prefill_batch),
                     expected,
-                    "{kernels:?} {dense:?}"
+                    "{kernels:?} {dense:?}, chunks of {prefill_batch}"
                 );
             }
         }
     }
 }
 
-fn hash_with(file: &[u8], ids: &[u32], kernels: Kernels) -> u64 {
+fn hash_with(file: &[u8], ids: &[u32], kernels: Kernels, prefill_batch: usize) -> u64 {
     use bitnet_runtime::{AlignedBuffer, Archive, Model, Session, SessionConfig};
     let archive = Archive::open(file).unwrap();
     let model = Model::load(&archive, &mut [], &LoadOptions::default()).unwrap();
@@ -131,7 +134,7 @@ fn hash_with(file: &[u8], ids: &[u32], kernels: Kernels) -> u64 {
     let max_seq_len = model.config().max_seq_len;
     let config = SessionConfig {
         max_seq_len,
-        prefill_batch: 4,
+        prefill_batch,
         kv: KvType::F32,
         threads: 1,
     };

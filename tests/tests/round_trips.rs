@@ -121,8 +121,9 @@ fn a_trained_model_through_a_checkpoint() {
         let archive = Archive::open(file).unwrap();
         use bitnet_formats::SectionKind as S;
         [
-            S::TokenizerJson,
+            S::Tokenizer,
             S::ChatTemplate,
+            S::Chat,
             S::SpecialTokens,
             S::Licence,
         ]

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use serde_json::{Value as Json, json};
 
+use crate::chat::ChatSource;
 use crate::gguf::error::GgufError;
 use crate::gguf::model::text;
 use crate::gguf::reader::{Gguf, Strings, Value};
@@ -18,6 +19,8 @@ type Result<T> = std::result::Result<T, GgufError>;
 /// What a file says about text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vocab {
+    /// Names a chat template may ask for, such as `bos_token`, and their texts.
+    pub template_names: Vec<(&'static str, String)>,
     /// A tokenizer.json; `None` where the file has no tokenizer, or one that is not read.
     pub tokenizer: Option<String>,
     /// Token that begins a text.
@@ -39,6 +42,17 @@ const USER_DEFINED: f64 = 4.0;
 const TURN_ENDS: [&[u8]; 3] = [b"<|eot_id|>", b"<|im_end|>", b"<|end_of_turn|>"];
 
 impl Vocab {
+    /// What it says about conversations, where there is a template.
+    #[must_use]
+    pub fn chat(&self) -> Option<ChatSource<'_>> {
+        let names = self.template_names.iter();
+        Some(ChatSource {
+            template: self.chat_template.as_deref()?,
+            names: names.map(|(name, text)| (*name, &text[..])).collect(),
+            stop_strings: &[],
+        })
+    }
+
     /// Reads the tokenizer of a file whose model has `vocab_size` tokens.
     ///
     /// # Errors
@@ -52,6 +66,7 @@ impl Vocab {
             _ => None,
         };
         Ok(Self {
+            template_names: template_names(file, raw.as_ref(), vocab_size)?,
             tokenizer,
             bos: id(file, "bos_token_id", vocab_size)?,
             stop_ids: stop_ids(file, raw.as_ref(), vocab_size)?,
@@ -59,6 +74,27 @@ impl Vocab {
             licence: text(file, "general.license")?.map(str::to_owned),
         })
     }
+}
+
+/// Special tokens by the names that templates have for them.
+fn template_names(
+    file: &Gguf,
+    raw: Option<&Raw<'_>>,
+    vocab_size: usize,
+) -> Result<Vec<(&'static str, String)>> {
+    const NAMES: [(&str, &str); 4] = [
+        ("bos_token", "bos_token_id"),
+        ("eos_token", "eos_token_id"),
+        ("pad_token", "padding_token_id"),
+        ("unk_token", "unknown_token_id"),
+    ];
+    let mut names = Vec::new();
+    for (name, key) in NAMES {
+        if let (Some(id), Some(raw)) = (id(file, key, vocab_size)?, raw) {
+            names.push((name, raw.text(id as usize)));
+        }
+    }
+    Ok(names)
 }
 
 /// The template in the file; the public BitNet-b1.58-2B-4T file has a wrong one, which is replaced by

@@ -11,17 +11,51 @@ use crate::cores;
 /// Run a .btn language model: text goes to stdout as it comes, figures to stderr.
 #[derive(Debug, Parser)]
 #[command(name = "bitnet-run", version, max_term_width = 100)]
-#[command(group(ArgGroup::new("task").required(true)))]
+#[command(group(ArgGroup::new("task").required(true).multiple(true)))]
+#[command(group(ArgGroup::new("alone").args([
+    "ids", "plan", "selftest", "perplexity", "bench", "doctor",
+])))]
 pub(crate) struct Args {
     /// The model, as written by bitnet-convert.
     #[arg(required_unless_present = "doctor")]
     model: Option<PathBuf>,
 
     /// Continue this text; `-` reads it from stdin.
-    #[arg(long, group = "task", value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        group = "task",
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with_all = ["ids", "plan", "selftest", "perplexity", "bench", "doctor"]
+    )]
     prompt: Option<String>,
 
-    /// Continue these token ids, for example 5,17,3.
+    /// Talk with an instruct model, by the chat template in the file: --prompt is the question, or
+    /// else every line of stdin is one.
+    #[arg(long, group = "task", conflicts_with_all = ["ids", "plan", "selftest", "perplexity", "bench", "doctor", "logits"])]
+    chat: bool,
+
+    /// What the model is told before a conversation.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "chat",
+        allow_hyphen_values = true
+    )]
+    pub(crate) system: Option<String>,
+
+    /// Print the embedding of this text, a vector of length one, where the model gives embeddings;
+    /// `-` reads the text from stdin.
+    #[arg(
+        long,
+        group = "task",
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with_all = ["prompt", "chat", "alone", "logits"]
+    )]
+    embed: Option<String>,
+
+    /// Continue these token ids, for example 5,17,3; embed them, where the model gives embeddings.
     #[arg(
         long,
         group = "task",
@@ -65,6 +99,10 @@ pub(crate) struct Args {
         default_value_t = 256
     )]
     pub(crate) max_tokens: usize,
+
+    /// Stop where this text comes; may be given several times.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
 
     /// Positions of the context [default: what prompt and --max-tokens need, or the model's for
     /// --plan and --perplexity; at most the model's].
@@ -140,8 +178,11 @@ pub(crate) enum Task<'a> {
     Plan,
     SelfTest,
     Perplexity(&'a Path),
+    /// The question, if it is only one.
+    Chat(Option<&'a str>),
     Bench,
     Doctor,
+    Embed(&'a str),
     Generate(Prompt<'a>),
 }
 
@@ -223,8 +264,14 @@ impl Args {
     }
 
     pub(crate) fn task(&self) -> Task<'_> {
+        if self.chat {
+            return Task::Chat(self.prompt.as_deref());
+        }
         if let Some(text) = &self.prompt {
             return Task::Generate(Prompt::Text(text));
+        }
+        if let Some(text) = &self.embed {
+            return Task::Embed(text);
         }
         if let Some(ids) = &self.ids {
             return Task::Generate(Prompt::Ids(ids));

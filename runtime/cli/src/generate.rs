@@ -1,17 +1,17 @@
 //! Continuing a prompt.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bitnet_runtime::sampler::Candidate;
-use bitnet_runtime::{Archive, MemoryPlan, Sampler, Session, SessionConfig, Want};
-use tokenizers::Tokenizer;
+use bitnet_runtime::{Archive, MemoryPlan, Sampler, Session, SessionConfig, Tokenizer, Want};
 
 use crate::args::{Args, Prompt};
 use crate::logits_file::LogitsFile;
 use crate::model_file::{Memory, ModelFile, with_session};
 use crate::output;
+use crate::stop::StopFilter;
 use crate::text::{self, TextStream};
 use crate::weights::{Decision, Weights};
 
@@ -20,6 +20,7 @@ use crate::weights::{Decision, Weights};
 enum End {
     MaxTokens,
     StopId,
+    StopText,
     ContextFull,
 }
 
@@ -28,15 +29,35 @@ impl End {
         match self {
             Self::MaxTokens => "max_tokens",
             Self::StopId => "stop_id",
+            Self::StopText => "stop_text",
             Self::ContextFull => "context_full",
         }
     }
 }
 
+/// What ends a text.
+pub(crate) struct Ends {
+    /// Tokens; they are not part of the text.
+    pub(crate) ids: Vec<u32>,
+    /// Texts; they are not part of it either.
+    pub(crate) texts: Vec<String>,
+}
+
+impl Ends {
+    /// The stop ids of the file and the texts of `--stop`.
+    pub(crate) fn new(args: &Args, archive: &Archive<'_>) -> Self {
+        let tokens = archive.special_tokens();
+        Self {
+            ids: tokens.iter().flat_map(|t| t.stop_ids()).collect(),
+            texts: args.stop.clone(),
+        }
+    }
+}
+
 /// What came out.
-struct Generated {
-    ids: Vec<u32>,
-    text: String,
+pub(crate) struct Generated {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) text: String,
     stop: End,
     prefill: Duration,
     decode: Duration,
@@ -58,8 +79,9 @@ pub(crate) fn run(args: &Args, file: &ModelFile, prompt: Prompt<'_>) -> Result<(
     let memory = file.memory(&decision, &plan)?;
     let mut weights = Weights::new(decision.clone(), &archive)?;
     let model = weights.load(&archive, args.kernels())?;
+    let ends = Ends::new(args, &archive);
     let generated = with_session(&model, &session, |session| {
-        generate(args, session, tokenizer.as_ref(), &ids)
+        generate(args, session, tokenizer.as_ref(), &ids, &ends)
     })?;
     report(args, &ids, &generated, &memory, &decision)
 }
@@ -67,18 +89,11 @@ pub(crate) fn run(args: &Args, file: &ModelFile, prompt: Prompt<'_>) -> Result<(
 fn prompt_ids(
     file: &ModelFile,
     prompt: &Prompt<'_>,
-    tokenizer: Option<&Tokenizer>,
+    tokenizer: Option<&Tokenizer<'_>>,
 ) -> Result<Vec<u32>> {
     let text = match prompt {
         Prompt::Ids(ids) => return Ok(ids.to_vec()),
-        Prompt::Text("-") => {
-            let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .context("cannot read the prompt from stdin")?;
-            text
-        }
-        Prompt::Text(text) => (*text).to_owned(),
+        Prompt::Text(text) => text::given(text)?,
     };
     let Some(tokenizer) = tokenizer else {
         bail!(
@@ -94,7 +109,11 @@ fn prompt_ids(
 }
 
 /// A session just large enough for the prompt and the answer, unless told otherwise.
-fn session_config(args: &Args, archive: &Archive<'_>, prompt: usize) -> Result<SessionConfig> {
+pub(crate) fn session_config(
+    args: &Args,
+    archive: &Archive<'_>,
+    prompt: usize,
+) -> Result<SessionConfig> {
     let max = archive.config().max_seq_len;
     let wanted = prompt
         .saturating_add(args.max_tokens.saturating_sub(1))
@@ -112,41 +131,53 @@ fn session_config(args: &Args, archive: &Archive<'_>, prompt: usize) -> Result<S
     Ok(args.session(max_seq_len))
 }
 
-fn generate(
+/// Reads a prompt and goes on with it.
+pub(crate) fn generate(
     args: &Args,
     session: &mut Session<'_, '_, '_>,
-    tokenizer: Option<&Tokenizer>,
+    tokenizer: Option<&Tokenizer<'_>>,
     prompt: &[u32],
+    ends: &Ends,
+) -> Result<Generated> {
+    continue_with(args, session, tokenizer, prompt, 0, ends)
+}
+
+/// The same, where the session has read the first `known` tokens of the prompt already.
+pub(crate) fn continue_with(
+    args: &Args,
+    session: &mut Session<'_, '_, '_>,
+    tokenizer: Option<&Tokenizer<'_>>,
+    prompt: &[u32],
+    known: usize,
+    ends: &Ends,
 ) -> Result<Generated> {
     let start = Instant::now();
     let mut sampler = Sampler::new(args.sampler());
-    read_prompt(args, session, prompt, sampler.wants())?;
-    let prefill = start.elapsed();
-    let stop_ids: Vec<u32> = session
-        .model()
-        .archive()
-        .special_tokens()
-        .iter()
-        .flat_map(|t| t.stop_ids())
-        .collect();
-    let mut work = vec![Candidate::default(); session.logits().len()];
-    let mut stream = tokenizer.map(|tokenizer| TextStream::new(tokenizer, prompt));
+    read_prompt(args, session, &prompt[known..], sampler.wants())?;
     let mut out = Generated {
         ids: Vec::new(),
         text: String::new(),
         stop: End::MaxTokens,
-        prefill,
+        prefill: start.elapsed(),
         decode: Duration::ZERO,
     };
+    let mut work = vec![Candidate::default(); session.logits().len()];
+    let mut stream = tokenizer.map(|tokenizer| TextStream::new(tokenizer, prompt));
+    let mut filter = StopFilter::new(ends.texts.clone());
     while out.ids.len() < args.max_tokens {
         let id = sampler.sample(session.logits(), &mut work);
-        if stop_ids.contains(&id) {
+        if ends.ids.contains(&id) {
             out.stop = End::StopId;
             break;
         }
         out.ids.push(id);
         if let Some(stream) = &mut stream {
-            emit(args, &mut out.text, &stream.push(id)?)?;
+            let (text, stopped) = filter.push(&stream.push(id));
+            emit(args, &mut out.text, &text)?;
+            if stopped {
+                out.stop = End::StopText;
+                return Ok(out);
+            }
         }
         if out.ids.len() == args.max_tokens {
             break;
@@ -160,7 +191,11 @@ fn generate(
         out.decode += start.elapsed();
     }
     if let Some(stream) = &mut stream {
-        emit(args, &mut out.text, &stream.finish()?)?;
+        let (text, stopped) = filter.push(&stream.finish());
+        emit(args, &mut out.text, &text)?;
+        if !stopped {
+            emit(args, &mut out.text, &filter.finish())?;
+        }
     }
     Ok(out)
 }
@@ -198,7 +233,18 @@ fn emit(args: &Args, all: &mut String, piece: &str) -> Result<()> {
     Ok(())
 }
 
-fn report(
+/// Ends the line of an answer, and says why it ended if that is no end.
+pub(crate) fn end_line(generated: &Generated) -> Result<()> {
+    writeln!(output::stdout())?;
+    match generated.stop {
+        End::ContextFull => output::note(format_args!("stopped: the context is full")),
+        End::MaxTokens => output::note(format_args!("stopped: --max-tokens is reached")),
+        End::StopId | End::StopText => (),
+    }
+    Ok(())
+}
+
+pub(crate) fn report(
     args: &Args,
     prompt: &[u32],
     generated: &Generated,

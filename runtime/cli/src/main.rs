@@ -4,8 +4,10 @@
 mod args;
 mod bandwidth;
 mod bench;
+mod chat;
 mod cores;
 mod doctor;
+mod embed;
 mod generate;
 mod layout_choice;
 mod logits_file;
@@ -15,6 +17,7 @@ mod output;
 mod perplexity;
 mod plan;
 mod selftest;
+mod stop;
 mod text;
 mod timing;
 mod weight_memory;
@@ -24,7 +27,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use args::{Args, Task};
+use args::{Args, Prompt, Task};
 use model_file::ModelFile;
 
 fn main() -> ExitCode {
@@ -47,9 +50,19 @@ fn run(args: &Args) -> Result<ExitCode> {
     match args.task() {
         Task::Plan => plan::print(args, file).map(done),
         Task::SelfTest => selftest::run(args, file),
+        Task::Embed(text) => embed::run(args, file, &Prompt::Text(text)).map(done),
+        Task::Generate(prompt @ Prompt::Ids(_)) if embed::gives_embeddings(file)? => {
+            embed::run(args, file, &prompt).map(done)
+        }
+        Task::Perplexity(_) | Task::Chat(_) | Task::Generate(_)
+            if embed::gives_embeddings(file)? =>
+        {
+            anyhow::bail!("{} gives embeddings: use --embed or --ids", file.name())
+        }
         Task::Perplexity(text) => perplexity::run(args, file, text).map(done),
         Task::Bench => bench::run(args, file).map(done),
         Task::Doctor => doctor::run(args, Some(file)).map(done),
+        Task::Chat(question) => chat::run(args, file, question).map(done),
         Task::Generate(prompt) => generate::run(args, file, prompt).map(done),
     }
 }

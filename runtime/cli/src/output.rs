@@ -31,6 +31,11 @@ pub(crate) fn note(text: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Asks for a line on a terminal.
+pub(crate) fn prompt() {
+    let _ = write!(io::stderr(), "> ");
+}
+
 /// True where the reader of stdout has gone: not an error of ours.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let io = |cause: &(dyn std::error::Error + 'static)| {

@@ -36,9 +36,9 @@ fn each_failure_has_its_message() {
         &grouped(),
         Storage::default(),
         1,
-        &[util::tokenizer_section("{}")],
+        &[(SectionKind::TokenizerJson, b"{}")],
     );
-    place.write("no_tokenizer.btn", bad);
+    place.write("only_json.btn", bad);
     let long = "a".repeat(40);
     let ids = vec!["1"; 40].join(",");
     let cases: &[&[&str]] = &[
@@ -51,7 +51,7 @@ fn each_failure_has_its_message() {
         &["mute.btn", "--perplexity", "notes.txt"],
         &["mute.btn", "--selftest"],
         &["mute.btn", "--plan", "--kv", "f16"],
-        &["no_tokenizer.btn", "--prompt", "hello"],
+        &["only_json.btn", "--prompt", "hello"],
         &["m.btn", "--ids", "1,258"],
         &["m.btn", "--ids", &ids],
         &["m.btn", "--prompt", &long],
@@ -88,10 +88,8 @@ fn an_empty_prompt() {
     assert_eq!(found.json()["prompt_ids"], serde_json::json!([util::BOS]));
     let mut tokenizer: serde_json::Value = serde_json::from_str(&util::tokenizer_json()).unwrap();
     tokenizer["post_processor"] = serde_json::Value::Null;
-    let section = (
-        SectionKind::TokenizerJson,
-        &tokenizer.to_string().into_bytes()[..],
-    );
+    let tokenizer = util::tokenizer(&tokenizer.to_string());
+    let section = (SectionKind::Tokenizer, &tokenizer[..]);
     let model = model_with(&grouped(), Storage::default(), 3, &[section]);
     let place = Place::with(&model);
     assert_eq!(

@@ -45,6 +45,10 @@ fn nonsense_exits_with_two() {
         &["--bench"],
         &["m.btn", "--plan", "--logits", "l.safetensors"],
         &["m.btn", "--selftest", "--logits", "l.safetensors"],
+        &["m.btn", "--embed", "a", "--ids", "1"],
+        &["m.btn", "--embed", "a", "--chat"],
+        &["m.btn", "--embed", "a", "--prompt", "a"],
+        &["m.btn", "--embed", "a", "--logits", "l.safetensors"],
     ];
     let messages = cases.iter().map(|args| {
         let message = place.run(args).failure(2);

@@ -152,7 +152,7 @@ fn a_prompt_can_come_from_a_pipe() {
     let outcome = place.run_with_input(&["m.btn", "--prompt", "-"], b"\xff\xfe");
     assert_eq!(
         outcome.failure(1),
-        "error: cannot read the prompt from stdin: stream did not contain valid UTF-8\n"
+        "error: cannot read the text from stdin: stream did not contain valid UTF-8\n"
     );
 }
 

@@ -1,10 +1,10 @@
 //! Running a model and reporting what it took.
 
+use bitnet_formats::TokenizerTables;
 use bitnet_runtime::{LogitsHash, Model, RunError, Session, SessionConfig, Step, Want, argmax};
 
 use crate::console::{print, write};
 use crate::counter::Counter;
-use crate::vocabulary::Vocabulary;
 
 /// Most token ids of a prompt.
 pub const MAX_PROMPT: usize = 64;
@@ -20,12 +20,10 @@ pub fn parse_ids(text: &str, ids: &mut [u32; MAX_PROMPT]) -> Option<usize> {
     Some(n)
 }
 
-/// Writes the bytes of a token.
-pub fn write_token(vocabulary: Option<&Vocabulary<'_>>, id: u32) {
-    match vocabulary {
-        Some(vocabulary) => {
-            vocabulary.bytes(id, |byte| write(&[byte]));
-        }
+/// Writes the bytes of a token, or its id where the model has no tokenizer.
+pub fn write_token(tokenizer: Option<&TokenizerTables<'_>>, id: u32) {
+    match tokenizer {
+        Some(tables) => write(tables.token(id).unwrap_or_default()),
         None => print(format_args!("{id} ")),
     }
 }
@@ -41,7 +39,7 @@ pub fn generate(
     prompt: &[u32],
     n_tokens: usize,
 ) -> Result<(), RunError> {
-    let vocabulary = Vocabulary::find(session.model().archive());
+    let tokenizer = session.model().archive().tokenizer().ok().flatten();
     let start = counter.cycles();
     let mut id = argmax(session.prefill(prompt)?);
     let prefill = counter.instructions_since(start);
@@ -49,7 +47,7 @@ pub fn generate(
     let mut hash = LogitsHash::new();
     hash.update(session.logits());
     for n in 0..n_tokens {
-        write_token(vocabulary.as_ref(), id);
+        write_token(tokenizer.as_ref(), id);
         if n + 1 < n_tokens {
             let start = counter.cycles();
             session.decode(id)?;

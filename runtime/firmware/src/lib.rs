@@ -11,7 +11,6 @@ pub mod console;
 pub mod counter;
 pub mod figures;
 pub mod stack;
-pub mod vocabulary;
 
 /// Bytes that begin on a multiple of 64, as the runtime asks of models and buffers.
 #[repr(C, align(64))]

@@ -31,7 +31,7 @@ pub(super) fn kernels() -> Option<Kernels> {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx512vbmi")]
-fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
+pub(super) fn ternary_gemm(job: &TernaryGemm<'_>, out: &mut Output<'_>) {
     let layout = job.weights.layout;
     walk::ternary_gemm::<GROUPS, PLANES>(
         job,
@@ -167,10 +167,10 @@ fn dot_t5(lines: &[Line], token: &[i8], sum: i32) -> Sums {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn unpack_t5(lines: &[Line], panel: &mut Panel<PLANES>) {
+pub(super) fn unpack_t5<const N: usize>(lines: &[Line], panel: &mut Panel<N>) {
     let tables = tables();
     for (line, [planes @ .., last]) in lines.iter().zip(panel.0.as_chunks_mut::<5>().0) {
-        prefetch_ahead(line, PLANES / 5);
+        prefetch_ahead(line, N / 5);
         let [fields, fifth] = digits(&tables, line);
         avx512vnni::unpack_fields(fields, planes);
         store(last, fifth);

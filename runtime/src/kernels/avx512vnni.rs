@@ -10,10 +10,10 @@ use core::ops::Range;
 
 use bitnet_formats::{MatrixView, Row, TernaryLayout, TernaryView};
 
-use super::float::{FloatKernels, float_kernels};
+use super::float::float_kernels;
 use super::walk::{self, Line, Panel, Sums, Tile, lane, with_count};
 use super::x86::{self, prefetch_after, prefetch_ahead};
-use super::{HeadInput, Isa, Kernels, Output, TernaryGemm};
+use super::{FloatKernels, HeadInput, Isa, Kernels, Output, TernaryGemm};
 use super::{avx2, avx512attention, x86coarse};
 
 /// The set, where the machine has it.
@@ -214,9 +214,9 @@ fn unpack_t5(lines: &[Line], panel: &mut Panel<PLANES>) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn unpack_t2(lines: &[Line], panel: &mut Panel<PLANES>) {
+pub(super) fn unpack_t2<const N: usize>(lines: &[Line], panel: &mut Panel<N>) {
     for (line, planes) in lines.iter().zip(panel.0.as_chunks_mut::<4>().0) {
-        prefetch_ahead(line, PLANES / 4);
+        prefetch_ahead(line, N / 4);
         unpack_fields(load(line), planes);
     }
 }

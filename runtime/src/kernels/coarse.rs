@@ -115,6 +115,9 @@ fn squares(codes: &[u8]) -> [u64; 2] {
 
 /// The products of rows and a vector, written to be read: the definition.
 pub(super) fn dots(rows: &CoarseRows<'_>, range: Range<usize>, x: &[i8], out: &mut [f32]) {
+    if cfg!(all(small_core, not(test))) {
+        unreachable!("machines without room for a coarse head do without its code");
+    }
     for (r, out) in range.zip(out) {
         let (shared, rest) = rows.row(r);
         let (four, others) = x.split_at(shared.len() * SHARING * BLOCK);

@@ -4,11 +4,11 @@
 //! written over fixed arrays of sixteen, the same lines compile to full registers of whatever set
 //! the caller is compiled for, and to the same bits. Two things the compiler does not find, so a set
 //! passes them in: dot products, whose sixteen sums it would keep one by one, and widening f16.
+//! Quantising and narrowing are the plain loops of `portable` and `scalar`.
 //!
 //! [`float_kernels`] makes the functions of a set.
 
-use bitnet_formats::float::f32_to_f16;
-use bitnet_formats::quant::{self, NonFinite};
+use bitnet_formats::quant::NonFinite;
 use bitnet_formats::{Activation, VectorView};
 
 use super::{CacheRows, Latents};
@@ -17,31 +17,13 @@ use crate::math::{LANES, exp, fold_lanes, silu, sqrt, squared_relu};
 /// Elements of an output that stay in registers while the positions go by.
 const BLOCK: usize = 64;
 
-type RmsNorm = unsafe fn(&[f32], &VectorView<'_>, f32, &mut [f32]) -> Result<(), NonFinite>;
-
-type ScoresOf = unsafe fn(&[&[f32]], CacheRows<'_>, f32, &mut [f32], usize);
-
-/// The functions of a set on floats; [`super::Kernels`] has a method for each.
-#[derive(Clone, Copy)]
-pub(super) struct FloatKernels {
-    pub(super) rms_norm: RmsNorm,
-    pub(super) quantize: unsafe fn(&[f32], &mut [i8]) -> Result<f32, NonFinite>,
-    pub(super) softmax: unsafe fn(&mut [f32]),
-    pub(super) gated: unsafe fn(Activation, &mut [f32], &[f32]),
-    pub(super) narrow: unsafe fn(&[f32], &mut [u16]),
-    pub(super) scores_of: ScoresOf,
-    pub(super) add_mixes: unsafe fn(CacheRows<'_>, &[f32], usize, &mut [f32], usize),
-    pub(super) latent_scores: unsafe fn([&[f32]; 2], &Latents<'_>, f32, &mut [f32]),
-    pub(super) latent_mix: unsafe fn(&Latents<'_>, &[f32], &mut [f32]),
-}
-
 /// The table of a set: its target features; its dot products of f32, of f16 and of int8 with
 /// f32; and how it widens sixteen f16.
 macro_rules! float_kernels {
     (#[$features:meta] [$dot_f32:path, $dot_f16:path, $dot_i8:path], $widen:path) => {{
         use bitnet_formats::quant::NonFinite;
         use bitnet_formats::{Activation, VectorView};
-        use $crate::kernels::{CacheRows, Latents, float};
+        use $crate::kernels::{CacheRows, FloatKernels, Latents, float, portable, scalar};
 
         #[$features]
         fn rms_norm(
@@ -54,7 +36,7 @@ macro_rules! float_kernels {
         }
         #[$features]
         fn quantize(x: &[f32], codes: &mut [i8]) -> Result<f32, NonFinite> {
-            float::quantize(x, codes)
+            portable::quantize(x, codes)
         }
         #[$features]
         fn softmax(scores: &mut [f32]) {
@@ -66,7 +48,7 @@ macro_rules! float_kernels {
         }
         #[$features]
         fn narrow(x: &[f32], out: &mut [u16]) {
-            float::narrow(x, out);
+            scalar::narrow(x, out);
         }
         #[$features]
         fn scores_of(
@@ -113,7 +95,7 @@ macro_rules! float_kernels {
         fn latent_mix(latents: &Latents<'_>, weights: &[f32], out: &mut [f32]) {
             float::latent_mix(latents, weights, out);
         }
-        float::FloatKernels {
+        FloatKernels {
             rms_norm,
             quantize,
             softmax,
@@ -217,23 +199,6 @@ pub(super) fn rms_norm(
 }
 
 #[inline(always)]
-pub(super) fn quantize(x: &[f32], codes: &mut [i8]) -> Result<f32, NonFinite> {
-    let scale = quant::activation_scale(quant::absmax(x)?);
-    for (code, x) in codes.iter_mut().zip(x) {
-        *code = activation_code(*x, scale);
-    }
-    Ok(scale)
-}
-
-/// [`quant::activation_code`] without a conversion: after the addition that rounds, the low byte of
-/// the float is the integer.
-#[inline(always)]
-fn activation_code(x: f32, scale: f32) -> i8 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
-    ((x * scale).clamp(-128.0, 127.0) + ROUND).to_bits() as i8
-}
-
-#[inline(always)]
 pub(super) fn softmax(scores: &mut [f32]) {
     let max = maximum(scores);
     scores.iter_mut().for_each(|s| *s = exp(*s - max));
@@ -276,13 +241,6 @@ pub(super) fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
     match activation {
         Activation::SquaredRelu => pairs.for_each(|(g, u)| *g = squared_relu(*g) * u),
         Activation::Silu => pairs.for_each(|(g, u)| *g = silu(*g) * u),
-    }
-}
-
-#[inline(always)]
-pub(super) fn narrow(x: &[f32], out: &mut [u16]) {
-    for (out, x) in out.iter_mut().zip(x) {
-        *out = f32_to_f16(*x);
     }
 }
 

@@ -8,6 +8,10 @@
 //! of a set cannot be reached but through its table. With `std` the machine is asked; without, the
 //! features the crate was compiled for decide, as they always do for wasm.
 
+#[cfg(neon)]
+mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -20,10 +24,17 @@ mod avx512vnni;
 mod avxvnni;
 #[deny(unsafe_code)]
 pub(crate) mod coarse;
+#[cfg(neon)]
+mod dotprod;
 #[cfg(arm_dsp)]
 mod dsp;
+#[cfg(vectors)]
 #[deny(unsafe_code)]
 mod float;
+#[cfg(neon)]
+mod i8mm;
+#[cfg(neon)]
+mod neon;
 #[deny(unsafe_code)]
 mod portable;
 mod read;
@@ -37,10 +48,7 @@ mod stripes;
 mod swar;
 #[cfg(test)]
 mod tests;
-#[cfg(any(
-    target_arch = "x86_64",
-    all(target_arch = "wasm32", target_feature = "simd128")
-))]
+#[cfg(vectors)]
 mod walk;
 #[cfg(any(small_core, all(test, target_arch = "x86_64")))]
 #[deny(unsafe_code)]
@@ -56,9 +64,13 @@ use bitnet_formats::quant::NonFinite;
 use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_formats::{Activation, MatrixView, TernaryView, VectorView};
 
+#[cfg(neon)]
+use aarch64::prefetch;
 pub use coarse::CoarseRows;
 pub(crate) use stripes::{HeadRows, HeadShape};
 pub use stripes::{Output, Stripes};
+#[cfg(target_arch = "x86_64")]
+use x86::prefetch;
 
 /// A set of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,13 +92,22 @@ pub enum Isa {
     Avx512Vnni,
     /// x86-64 with AVX-512 BW, VNNI and VBMI.
     Avx512Vbmi,
+    /// x86-64 with all of these and AMX for bytes, where Linux lets the process use it: looking for
+    /// this set asks for that permission.
+    Amx,
+    /// AArch64 with NEON, which is nearly all there is.
+    Neon,
+    /// AArch64 with the byte dot product.
+    DotProd,
+    /// AArch64 with the byte dot product and the int8 matrix product.
+    I8mm,
     /// WebAssembly with its 128-bit vectors.
     Simd128,
 }
 
 impl Isa {
     /// Every set, slowest first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::Scalar,
         Self::Portable,
         Self::Swar,
@@ -95,6 +116,10 @@ impl Isa {
         Self::AvxVnni,
         Self::Avx512Vnni,
         Self::Avx512Vbmi,
+        Self::Amx,
+        Self::Neon,
+        Self::DotProd,
+        Self::I8mm,
         Self::Simd128,
     ];
 
@@ -110,6 +135,10 @@ impl Isa {
             Self::AvxVnni => "avxvnni",
             Self::Avx512Vnni => "avx512vnni",
             Self::Avx512Vbmi => "avx512vbmi",
+            Self::Amx => "amx",
+            Self::Neon => "neon",
+            Self::DotProd => "dotprod",
+            Self::I8mm => "i8mm",
             Self::Simd128 => "simd128",
         }
     }
@@ -223,7 +252,25 @@ pub struct Kernels {
     ternary_f32: unsafe fn(&TernaryView<'_>, Range<usize>, x: &[f32], out: &mut [f32]),
     head: unsafe fn(&MatrixView<'_>, Range<usize>, HeadInput<'_>, out: &mut [f32]),
     coarse: unsafe fn(&CoarseRows<'_>, Range<usize>, x: &[i8], out: &mut [f32]),
-    float: float::FloatKernels,
+    float: FloatKernels,
+}
+
+type RmsNorm = unsafe fn(&[f32], &VectorView<'_>, f32, &mut [f32]) -> Result<(), NonFinite>;
+
+type ScoresOf = unsafe fn(&[&[f32]], CacheRows<'_>, f32, &mut [f32], usize);
+
+/// The functions of a set on floats; [`Kernels`] has a method for each.
+#[derive(Clone, Copy)]
+struct FloatKernels {
+    rms_norm: RmsNorm,
+    quantize: unsafe fn(&[f32], &mut [i8]) -> Result<f32, NonFinite>,
+    softmax: unsafe fn(&mut [f32]),
+    gated: unsafe fn(Activation, &mut [f32], &[f32]),
+    narrow: unsafe fn(&[f32], &mut [u16]),
+    scores_of: ScoresOf,
+    add_mixes: unsafe fn(CacheRows<'_>, &[f32], usize, &mut [f32], usize),
+    latent_scores: unsafe fn([&[f32]; 2], &Latents<'_>, f32, &mut [f32]),
+    latent_mix: unsafe fn(&Latents<'_>, &[f32], &mut [f32]),
 }
 
 impl core::fmt::Debug for Kernels {
@@ -275,6 +322,14 @@ impl Kernels {
             Isa::Avx512Vnni => avx512vnni::kernels(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vbmi => avx512vbmi::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => amx::kernels(),
+            #[cfg(neon)]
+            Isa::Neon => neon::kernels(),
+            #[cfg(neon)]
+            Isa::DotProd => dotprod::kernels(),
+            #[cfg(neon)]
+            Isa::I8mm => i8mm::kernels(),
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Isa::Simd128 => Some(simd128::KERNELS),
             #[allow(unreachable_patterns, reason = "not all sets are of one machine")]
@@ -365,12 +420,9 @@ impl Kernels {
     /// Asks for memory that will be read soon, where the machine can be asked.
     #[inline(always)]
     pub(crate) fn prefetch(&self, bytes: &[u8]) {
-        #[cfg(target_arch = "x86_64")]
         for line in bytes.chunks(64) {
-            x86::prefetch(line.as_ptr().cast());
+            prefetch(line.as_ptr().cast());
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = bytes;
     }
 
     /// Rows of coarse codes times a vector: exact integers, rounded to f32 once.
@@ -535,6 +587,11 @@ impl Kernels {
 /// Bytes at the start of an array that [`CacheRows::prefetch`] asks for.
 const PREFETCH_BYTES: usize = 2_048;
 
+/// Asks for the line at an address, which these machines leave to themselves.
+#[cfg(not(any(neon, target_arch = "x86_64")))]
+#[inline(always)]
+const fn prefetch(_at: *const i8) {}
+
 /// Number of rows of an array.
 fn rows_of(len: usize, width: usize) -> usize {
     assert!(width > 0 && len.is_multiple_of(width));
@@ -544,15 +601,12 @@ fn rows_of(len: usize, width: usize) -> usize {
 impl CacheRows<'_> {
     /// Asks for the first rows: they will be read soon, and nothing before them tells the machine.
     pub(crate) fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let (start, bytes) = match self {
-                Self::F32(rows) => (rows.as_ptr().cast::<i8>(), size_of_val(*rows)),
-                Self::F16(rows) => (rows.as_ptr().cast(), size_of_val(*rows)),
-            };
-            for offset in (0..bytes.min(PREFETCH_BYTES)).step_by(64) {
-                x86::prefetch(start.wrapping_add(offset));
-            }
+        let (start, bytes) = match self {
+            Self::F32(rows) => (rows.as_ptr().cast::<i8>(), size_of_val(*rows)),
+            Self::F16(rows) => (rows.as_ptr().cast(), size_of_val(*rows)),
+        };
+        for offset in (0..bytes.min(PREFETCH_BYTES)).step_by(64) {
+            prefetch(start.wrapping_add(offset));
         }
     }
 

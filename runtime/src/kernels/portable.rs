@@ -14,12 +14,12 @@
 
 use core::ops::Range;
 
+use bitnet_formats::quant::{self, NonFinite};
 use bitnet_formats::ternary::{LINE_BYTES, TernaryLayout};
 use bitnet_formats::{MatrixView, Row};
 
-use super::float::{FloatKernels, quantize};
 use super::scalar::{self, dense_dot, i8_logit, store, ternary_f32};
-use super::{Activations, HeadInput, Isa, Kernels, Output, TernaryGemm};
+use super::{Activations, FloatKernels, HeadInput, Isa, Kernels, Output, TernaryGemm};
 
 pub(super) const KERNELS: Kernels = Kernels {
     isa: Isa::Portable,
@@ -157,4 +157,21 @@ fn i8_block(codes: &[u8], x: &[i16]) -> i32 {
         .zip(x)
         .map(|(w, x)| i32::from(i16::from(*w as i8)) * i32::from(*x));
     terms.sum()
+}
+
+#[inline(always)]
+pub(super) fn quantize(x: &[f32], codes: &mut [i8]) -> Result<f32, NonFinite> {
+    let scale = quant::activation_scale(quant::absmax(x)?);
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = activation_code(*x, scale);
+    }
+    Ok(scale)
+}
+
+/// [`quant::activation_code`] without a conversion: after the addition that rounds, the low byte of
+/// the float is the integer.
+#[inline(always)]
+fn activation_code(x: f32, scale: f32) -> i8 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+    ((x * scale).clamp(-128.0, 127.0) + ROUND).to_bits() as i8
 }

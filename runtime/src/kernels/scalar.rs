@@ -2,13 +2,14 @@
 
 use core::ops::Range;
 
-use bitnet_formats::float::{bf16_to_f32, f16_to_f32};
+use bitnet_formats::float::{bf16_to_f32, f16_to_f32, f32_to_f16};
 use bitnet_formats::quant::{NonFinite, quantize_activations};
 use bitnet_formats::ternary::{GROUP_ROWS, LINE_BYTES, LineCodes};
 use bitnet_formats::{Activation, MatrixView, Row, TernaryView, VectorView};
 
-use super::float::FloatKernels;
-use super::{CacheRows, HeadInput, Isa, Kernels, Latents, Output, Store, TernaryGemm};
+use super::{
+    CacheRows, FloatKernels, HeadInput, Isa, Kernels, Latents, Output, Store, TernaryGemm,
+};
 use crate::math::{dot16, exp, silu, sqrt, squared_relu, sum16};
 
 pub(super) const KERNELS: Kernels = Kernels {
@@ -22,7 +23,7 @@ pub(super) const KERNELS: Kernels = Kernels {
         quantize: quantize_activations,
         softmax,
         gated,
-        narrow: super::float::narrow,
+        narrow,
         scores_of,
         add_mixes,
         latent_scores,
@@ -162,6 +163,13 @@ fn gated(activation: Activation, gate: &mut [f32], up: &[f32]) {
             Activation::SquaredRelu => squared_relu(*g),
             Activation::Silu => silu(*g),
         };
+    }
+}
+
+#[inline(always)]
+pub(super) fn narrow(x: &[f32], out: &mut [u16]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = f32_to_f16(*x);
     }
 }
 

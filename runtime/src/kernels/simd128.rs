@@ -440,7 +440,7 @@ fn load_halves(x: &[[u8; 2]; 16]) -> [v128; 4] {
 /// biased again by a product, which is exact and makes subnormals normal.
 #[inline(always)]
 fn widen_f16(x: &[[u8; 2]; 16]) -> [v128; 4] {
-    const REBIAS: f32 = 5.192_296_858_534_828e33; // 2^112
+    const REBIAS: f32 = f32::from_bits((127 + 112) << 23); // 2^112
     load_halves(x).map(|half| {
         let magnitude = v128_and(half, i32x4_splat(0x7fff));
         let sign = i32x4_shl(v128_and(half, i32x4_splat(0x8000)), 16);

@@ -91,11 +91,15 @@ fn check_gemm(codes: &[i8], tokens: &[i8], cols: usize, store: Store) {
 /// machine is known beforehand, `KERNEL_SETS` names what it must have.
 #[test]
 fn every_set_of_this_machine_runs() {
+    #[cfg(target_arch = "aarch64")]
+    use std::arch::is_aarch64_feature_detected as detected;
     #[cfg(target_arch = "x86_64")]
+    use std::arch::is_x86_feature_detected as detected;
+    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
     macro_rules! has {
         ($($feature:tt)+) => {
             if cfg!(feature = "std") {
-                $(is_x86_feature_detected!($feature))&&+
+                $(detected!($feature))&&+
             } else {
                 $(cfg!(target_feature = $feature))&&+
             }
@@ -124,6 +128,16 @@ fn every_set_of_this_machine_runs() {
     ] {
         expected.extend(found.then_some(name));
     }
+    #[cfg(target_arch = "x86_64")]
+    expected.extend(linux_offers_amx().then_some("amx"));
+    #[cfg(target_arch = "aarch64")]
+    for (name, found) in [
+        ("neon", has!("neon")),
+        ("dotprod", has!("neon" "dotprod")),
+        ("i8mm", has!("neon" "dotprod" "i8mm")),
+    ] {
+        expected.extend(found.then_some(name));
+    }
     expected.extend(cfg!(target_feature = "simd128").then_some("simd128"));
     let ran: Vec<_> = Kernels::available().map(|k| k.isa().name()).collect();
     println!("kernel sets: {}", ran.join(" "));
@@ -132,6 +146,16 @@ fn every_set_of_this_machine_runs() {
         assert_eq!(ran.join(" "), known);
     }
     assert_eq!(Kernels::detect().isa().name(), *expected.last().unwrap());
+}
+
+/// What Linux says of the processor and, from 5.16 on, lets any process use that asks. Without `std`
+/// nobody asks.
+#[cfg(target_arch = "x86_64")]
+fn linux_offers_amx() -> bool {
+    let found = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |flag| found.split_whitespace().any(|word| word == flag);
+    let vbmi = ["avx512bw", "avx512_vnni", "avx512vbmi"];
+    cfg!(feature = "std") && vbmi.into_iter().chain(["amx_tile", "amx_int8"]).all(has)
 }
 
 const SHAPES: [(usize, usize); 12] = [
@@ -167,26 +191,41 @@ fn gemm_equals_the_integer_loop_at_the_limits() {
     for (rows, cols) in SHAPES {
         for code in [-1, 0, 1] {
             for x in [-128, -127, 0, 127] {
-                check_gemm(
-                    &vec![code; rows * cols],
-                    &vec![x; 2 * cols],
-                    cols,
-                    Store::Set,
-                );
+                for n_tokens in [2, 19] {
+                    let codes = vec![code; rows * cols];
+                    check_gemm(&codes, &vec![x; n_tokens * cols], cols, Store::Set);
+                }
             }
         }
     }
 }
 
-/// More tokens than share a decoding, and one and two more.
+/// Every number of tokens up to a few tiles, and more than share a decoding, and one and two more;
+/// matrices of a tile's width and more, of odd and even numbers of groups, of one panel and two.
 #[test]
 fn gemm_equals_the_integer_loop_for_many_tokens() {
     let mut random = Random(19);
-    for n_tokens in [127, 128, 129, 257] {
-        for (rows, cols) in [(16, 20), (50, 345)] {
+    for n_tokens in (1..=70).chain([127, 128, 129, 257]) {
+        for (rows, cols) in [(16, 20), (17, 64), (48, 67), (50, 345), (33, 709)] {
+            if n_tokens % 8 > 1 && cols > 70 {
+                continue; // the long rows for fewer of the numbers, to save time
+            }
             let codes = random.fill(rows * cols, |r| (r % 3) as i8 - 1);
             let tokens = random.fill(n_tokens * cols, |r| r as i8);
             check_gemm(&codes, &tokens, cols, Store::Add);
+        }
+    }
+}
+
+/// Every width that ends inside a tile of columns, or at its end.
+#[test]
+fn gemm_equals_the_integer_loop_for_every_tail() {
+    let mut random = Random(37);
+    for cols in (60..=132).chain(636..=646) {
+        for n_tokens in [9, 20] {
+            let codes = random.fill(20 * cols, |r| (r % 3) as i8 - 1);
+            let tokens = random.fill(n_tokens * cols, |r| r as i8);
+            check_gemm(&codes, &tokens, cols, Store::Set);
         }
     }
 }
@@ -196,7 +235,7 @@ fn gemm_equals_the_integer_loop_for_many_tokens() {
 fn gemm_is_exact_at_the_widest_matrix() {
     let cols = bitnet_formats::config::MAX_COLS;
     for code in [-1, 0, 1] {
-        for n_tokens in [1, 2] {
+        for n_tokens in [1, 2, 8] {
             let codes = vec![code; 16 * cols];
             check_gemm(&codes, &vec![-128; n_tokens * cols], cols, Store::Set);
         }
@@ -206,25 +245,25 @@ fn gemm_is_exact_at_the_widest_matrix() {
 /// Activations beyond the columns meet zero trits only: a caller's padding cannot leak in.
 #[test]
 fn padding_does_not_count() {
-    let codes = [1, -1, 1, 0, 1, 1, -1];
     for layout in TernaryLayout::ALL {
-        let packed = pack(layout, &codes, 7);
-        let weights = TernaryView::new(layout, (1, 7), 1.0, &packed).unwrap();
-        for kernels in Kernels::available() {
-            for n_tokens in [1, 2] {
-                let factors = &[1.0, 1.0][..n_tokens];
+        // Alternating signs add up to the last, a one.
+        for (cols, n_tokens) in [(7, 1), (7, 2), (7, 9), (67, 9), (69, 17)] {
+            let codes: Vec<i8> = (0..cols).map(|k| if k % 2 == 0 { 1 } else { -1 }).collect();
+            let packed = pack(layout, &codes, cols);
+            let weights = TernaryView::new(layout, (1, cols), 1.0, &packed).unwrap();
+            for kernels in Kernels::available() {
                 let codes = vec![100; n_tokens * CODE_PADDING];
                 let job = TernaryGemm {
                     weights,
                     groups: 0..1,
                     activations: Activations::new(&codes, CODE_PADDING),
-                    factors,
+                    factors: &vec![1.0; n_tokens],
                     store: Store::Set,
                 };
-                let mut out = [0.0; 2];
-                kernels.ternary_gemm(&job, &mut out[..n_tokens]);
+                let mut out = vec![0.0; n_tokens];
+                kernels.ternary_gemm(&job, &mut out);
                 let name = kernels.isa().name();
-                assert_eq!(out[..n_tokens], [200.0; 2][..n_tokens], "{name} {layout:?}");
+                assert_eq!(out, vec![100.0; n_tokens], "{name} {layout:?} {cols}");
             }
         }
     }
@@ -346,7 +385,8 @@ fn check_coarse(codes: &[u8], x: &[i8]) {
         let left = row.iter().zip(&quarters);
         let left = left.map(|(code, q)| square(i64::from(*code as i8) - 4 * q));
         let near = quarters.iter().map(|q| square(4 * q));
-        assert_eq!(coarse::pack_row(row, lines), [left.sum(), near.sum()]);
+        let squares: [u64; 2] = [left.sum(), near.sum()];
+        assert_eq!(coarse::pack_row(row, lines), squares);
         let terms = quarters.iter().zip(x).map(|(q, x)| q * i64::from(*x));
         expected.push(terms.sum::<i64>() as f32);
     }

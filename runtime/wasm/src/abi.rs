@@ -8,13 +8,14 @@ use core::cell::UnsafeCell;
 
 use bitnet_runtime::sampler::Candidate;
 use bitnet_runtime::{
-    ALIGNMENT, Archive, Isa, Kernels, LoadOptions, Model, ModelConfig, SamplerConfig,
+    ALIGNMENT, Archive, Isa, Kernels, LoadOptions, Model, ModelConfig, SamplerConfig, Tokenizer,
 };
 
 use crate::error::{Error, Message};
 use crate::generator::{Generator, Progress};
 use crate::header;
 use crate::layout::{Layout, Options};
+use crate::text::Text;
 
 /// Status of calls that achieved what they are for, and of a step whose budget is used up.
 const OK: i32 = 0;
@@ -75,6 +76,7 @@ struct State {
     /// True once the memory is given away.
     loaded: bool,
     generator: Option<Generator<'static, 'static, 'static>>,
+    text: Option<Text<'static, 'static>>,
     token: u32,
 }
 
@@ -107,6 +109,7 @@ static STATE: Shared<State> = Shared(UnsafeCell::new(State {
     buffer: [0; size_of::<header::Buffer>()],
     loaded: false,
     generator: None,
+    text: None,
     token: 0,
 }));
 
@@ -124,10 +127,26 @@ fn keep(model: Model<'static>) -> &'static Model<'static> {
     unsafe { (*MODEL.0.get()).insert(model) }
 }
 
+/// What [`load`] makes.
+type Parts<'s> = (
+    &'s mut Generator<'static, 'static, 'static>,
+    &'s mut Text<'static, 'static>,
+);
+
 impl State {
     fn report(&mut self, error: Error) -> i32 {
         self.message.set(&error);
         ERROR
+    }
+
+    fn status(&mut self, result: Result<i32, Error>) -> i32 {
+        result.unwrap_or_else(|error| self.report(error))
+    }
+
+    /// The generator and the text that it reads and writes.
+    fn parts(&mut self) -> Result<Parts<'_>, Error> {
+        let parts = self.generator.as_mut().zip(self.text.as_mut());
+        parts.ok_or(Error::NotLoaded)
     }
 
     /// Status of a call on the generator.
@@ -135,11 +154,48 @@ impl State {
         &mut self,
         call: impl FnOnce(&mut Generator<'static, 'static, 'static>) -> Result<i32, Error>,
     ) -> i32 {
-        let generator = self.generator.as_mut().ok_or(Error::NotLoaded);
-        match generator.and_then(call) {
-            Ok(status) => status,
-            Err(error) => self.report(error),
+        let result = self.parts().and_then(|(generator, _)| call(generator));
+        self.status(result)
+    }
+
+    fn prompt_ids(&mut self, n: usize) -> i32 {
+        let result = self.parts().and_then(|(generator, text)| {
+            generator.prompt(n)?;
+            text.follow(&generator.ids_mut()[..n]);
+            Ok(OK)
+        });
+        self.status(result)
+    }
+
+    fn prompt_text(&mut self, bytes: usize) -> i32 {
+        let result = self.parts().and_then(|(generator, text)| {
+            generator.ready()?;
+            let first = generator.position() == 0;
+            let n = text.encode(bytes, first, generator.ids_mut())?;
+            generator.prompt(n)?;
+            text.follow(&generator.ids_mut()[..n]);
+            Ok(n as i32)
+        });
+        self.status(result)
+    }
+
+    fn step(&mut self, budget: usize) -> i32 {
+        let result = self.parts().and_then(|(generator, text)| {
+            let progress = generator.step(budget)?;
+            if let Progress::Token(id) = progress {
+                text.push(id);
+            }
+            Ok(progress)
+        });
+        if let Ok(Progress::Token(id)) = result {
+            self.token = id;
         }
+        self.status(result.map(|progress| match progress {
+            Progress::Pending => OK,
+            Progress::Token(_) => TOKEN,
+            Progress::Stop => STOP,
+            Progress::Full => FULL,
+        }))
     }
 
     /// Reads the configuration and fills in the plan.
@@ -166,7 +222,7 @@ impl State {
         let layout = self.plan(file_bytes, options)?;
         grow_to(u64::from(self.info.memory_bytes))?;
         self.loaded = true;
-        let [file, kv, scratch, candidates, ids] = carve(&layout)?;
+        let [file, kv, scratch, candidates, ids, room, words] = carve(&layout)?;
         read(0, file)?;
         let archive = Archive::open(file)?;
         if verify {
@@ -181,8 +237,10 @@ impl State {
             as_slice(ids),
             as_slice(candidates),
         )?;
+        let tokenizer = model.archive().tokenizer()?.map(Tokenizer::new);
         self.info.self_tests = generator.self_tests() as u32;
         self.generator = Some(generator);
+        self.text = Some(Text::new(tokenizer, room, as_slice(words)));
         Ok(())
     }
 }
@@ -201,7 +259,7 @@ fn describe(config: &ModelConfig, layout: &Layout, memory_bytes: u32) -> Info {
         file_bytes: layout.file_bytes as u32,
         kv_bytes: layout.kv_bytes as u32,
         scratch_bytes: layout.scratch_bytes as u32,
-        other_bytes: (layout.candidate_bytes + layout.id_bytes) as u32,
+        other_bytes: layout.sizes()[3..].iter().sum::<usize>() as u32,
         memory_bytes,
     }
 }
@@ -238,7 +296,7 @@ fn grow_to(bytes: u64) -> Result<(), Error> {
 }
 
 /// Cuts the memory above the module's own into the buffers of the layout.
-fn carve(layout: &Layout) -> Result<[&'static mut [u8]; 5], Error> {
+fn carve(layout: &Layout) -> Result<[&'static mut [u8]; 7], Error> {
     let total = layout.total()? as usize;
     let base = core::ptr::without_provenance_mut::<u8>(heap_base() as usize);
     // SAFETY: the linker puts nothing above the heap base, there is no allocator, and `grow_to` made the
@@ -339,27 +397,65 @@ extern "C" fn ids() -> *mut u32 {
 /// Begins to read the first `n` ids.
 #[unsafe(no_mangle)]
 extern "C" fn prompt_ids(n: u32) -> i32 {
-    state().with_generator(|generator| generator.prompt(n as usize).map(|()| OK))
+    state().prompt_ids(n as usize)
+}
+
+/// Address of room for the text of a prompt; 0 before [`load`].
+#[unsafe(no_mangle)]
+extern "C" fn text() -> *mut u8 {
+    let text = state().text.as_mut();
+    text.map_or(core::ptr::null_mut(), |text| text.room_mut().as_mut_ptr())
+}
+
+/// Bytes of that room.
+#[unsafe(no_mangle)]
+extern "C" fn text_capacity() -> u32 {
+    let text = state().text.as_mut();
+    text.map_or(0, |text| text.room_mut().len() as u32)
+}
+
+/// Begins to read a text of this many bytes, UTF-8; returns its number of tokens.
+#[unsafe(no_mangle)]
+extern "C" fn prompt_text(bytes: u32) -> i32 {
+    state().prompt_text(bytes as usize)
+}
+
+/// Characters of that text that have no token and were left out.
+#[unsafe(no_mangle)]
+extern "C" fn dropped() -> u32 {
+    let text = state().text.as_ref();
+    text.map_or(0, |text| text.dropped() as u32)
 }
 
 /// Goes on, for at most `budget` row groups of 16 rows, heads, or tokens.
 #[unsafe(no_mangle)]
 extern "C" fn step(budget: u32) -> i32 {
+    state().step(budget as usize)
+}
+
+/// Ends the text: [`piece`] is what was kept back, an incomplete character.
+#[unsafe(no_mangle)]
+extern "C" fn finish() -> i32 {
     let state = state();
-    let mut token = state.token;
-    let status = state.with_generator(|generator| {
-        Ok(match generator.step(budget as usize)? {
-            Progress::Pending => OK,
-            Progress::Token(id) => {
-                token = id;
-                TOKEN
-            }
-            Progress::Stop => STOP,
-            Progress::Full => FULL,
-        })
+    let result = state.parts().map(|(_, text)| {
+        text.finish();
+        OK
     });
-    state.token = token;
-    status
+    state.status(result)
+}
+
+/// Address of the text that the last step completed, UTF-8.
+#[unsafe(no_mangle)]
+extern "C" fn piece() -> *const u8 {
+    let text = state().text.as_ref();
+    text.map_or(core::ptr::null(), |text| text.piece().as_ptr())
+}
+
+/// Bytes of that text.
+#[unsafe(no_mangle)]
+extern "C" fn piece_bytes() -> u32 {
+    let text = state().text.as_ref();
+    text.map_or(0, |text| text.piece().len() as u32)
 }
 
 /// The last token that a step chose.

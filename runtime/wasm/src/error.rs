@@ -4,6 +4,7 @@ use core::fmt::{self, Write};
 
 use bitnet_formats::FormatError;
 use bitnet_runtime::RunError;
+use bitnet_runtime::tokenizer::EncodeError;
 
 /// A call that failed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,6 +13,12 @@ pub enum Error {
     Format(FormatError),
     /// The runtime refuses.
     Run(RunError),
+    /// The prompt cannot be encoded.
+    Encode(EncodeError),
+    /// The file has no tokenizer, or none but the JSON of other programs.
+    NoTokenizer,
+    /// The prompt is not UTF-8, or longer than the room for it.
+    Utf8,
     /// The host did not deliver bytes of the file.
     Read {
         /// Offset of the bytes.
@@ -41,6 +48,16 @@ impl fmt::Display for Error {
         match *self {
             Self::Format(error) => error.fmt(f),
             Self::Run(error) => error.fmt(f),
+            Self::Encode(EncodeError::Ids { found }) => write!(
+                f,
+                "the prompt has more than {found} tokens, all that the context holds; shorten it"
+            ),
+            Self::Encode(error) => error.fmt(f),
+            Self::NoTokenizer => f.write_str(
+                "the file has no tokenizer that can be used here; give token ids, or convert the \
+                 checkpoint with --tokenizer tables",
+            ),
+            Self::Utf8 => f.write_str("the prompt is not UTF-8, or longer than the room for it"),
             Self::Read { offset, bytes } => {
                 write!(f, "the host did not deliver {bytes} bytes at {offset}")
             }
@@ -69,6 +86,12 @@ impl From<FormatError> for Error {
 impl From<RunError> for Error {
     fn from(error: RunError) -> Self {
         Self::Run(error)
+    }
+}
+
+impl From<EncodeError> for Error {
+    fn from(error: EncodeError) -> Self {
+        Self::Encode(error)
     }
 }
 

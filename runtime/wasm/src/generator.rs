@@ -73,6 +73,18 @@ impl<'m, 'w, 'b> Generator<'m, 'w, 'b> {
         self.ids
     }
 
+    /// That a prompt may be given, and so that [`ids_mut`](Self::ids_mut) may change.
+    ///
+    /// # Errors
+    ///
+    /// A prompt or token is being read.
+    pub const fn ready(&self) -> Result<(), RunError> {
+        match self.state {
+            State::Prompt { .. } | State::Reading => Err(RunError::Busy),
+            State::Idle | State::Chosen(_) => Ok(()),
+        }
+    }
+
     /// Positions in use.
     #[must_use]
     pub const fn position(&self) -> usize {
@@ -99,6 +111,7 @@ impl<'m, 'w, 'b> Generator<'m, 'w, 'b> {
     /// A prompt or token is being read, there is no id, one is outside the vocabulary, or they do not
     /// fit the context.
     pub fn prompt(&mut self, n: usize) -> Result<(), Error> {
+        self.ready()?;
         self.check(n)?;
         self.begin_chunk(0, n)
     }

@@ -5,6 +5,7 @@ use bitnet_runtime::sampler::Candidate;
 use bitnet_runtime::{ALIGNMENT, KvType, MemoryPlan, SessionConfig};
 
 use crate::error::Error;
+use crate::text;
 
 /// What a host asks for.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,10 @@ pub struct Layout {
     pub candidate_bytes: usize,
     /// Token ids of a prompt, as many as the context holds.
     pub id_bytes: usize,
+    /// Text of a prompt.
+    pub text_bytes: usize,
+    /// Scratch memory of the tokenizer.
+    pub encode_bytes: usize,
 }
 
 impl Layout {
@@ -50,6 +55,8 @@ impl Layout {
             threads: 1,
         };
         let plan = MemoryPlan::new(config, &session)?;
+        // Contexts are capped at 2^22 positions, so none of these exceeds 2^31.
+        let text_bytes = max_seq_len * text::BYTES_PER_POSITION;
         let layout = Self {
             session,
             file_bytes: file_bytes as usize,
@@ -57,6 +64,8 @@ impl Layout {
             scratch_bytes: plan.scratch_bytes,
             candidate_bytes: config.vocab_size * size_of::<Candidate>(),
             id_bytes: max_seq_len * size_of::<u32>(),
+            text_bytes,
+            encode_bytes: text::scratch_words(text_bytes) * size_of::<u32>(),
         };
         layout.total()?;
         Ok(layout)
@@ -64,13 +73,15 @@ impl Layout {
 
     /// The sizes, in order.
     #[must_use]
-    pub const fn sizes(&self) -> [usize; 5] {
+    pub const fn sizes(&self) -> [usize; 7] {
         [
             self.file_bytes,
             self.kv_bytes,
             self.scratch_bytes,
             self.candidate_bytes,
             self.id_bytes,
+            self.text_bytes,
+            self.encode_bytes,
         ]
     }
 

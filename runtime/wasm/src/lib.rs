@@ -18,3 +18,4 @@ pub mod error;
 pub mod generator;
 pub mod header;
 pub mod layout;
+pub mod text;

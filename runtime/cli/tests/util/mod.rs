@@ -158,7 +158,7 @@ pub(crate) fn speaking(config: &ModelConfig) -> Vec<u8> {
         config,
         Storage::default(),
         3,
-        &[tokenizer_section(&tokenizer_json())],
+        &[(SectionKind::Tokenizer, &tokenizer(&tokenizer_json()))],
     )
 }
 
@@ -176,17 +176,18 @@ pub(crate) fn reciting(text: &str) -> Vec<u8> {
         *entry = u32::from(pair[1]);
     }
     successors[usize::from(*text.as_bytes().last().unwrap())] = EOS;
-    let json = tokenizer_json();
+    let tokenizer = tokenizer(&tokenizer_json());
     let stop = encode_special_tokens(Some(BOS), &[EOS]);
     let sections = [
-        tokenizer_section(&json),
+        (SectionKind::Tokenizer, &tokenizer[..]),
         (SectionKind::SpecialTokens, &stop[..]),
     ];
     bigrams(&successors, &sections)
 }
 
-pub(crate) fn tokenizer_section(json: &str) -> (SectionKind, &[u8]) {
-    (SectionKind::TokenizerJson, json.as_bytes())
+/// The tokenizer section of a tokenizer.json.
+pub(crate) fn tokenizer(json: &str) -> Vec<u8> {
+    bitnet_converter::tokenizer::section(json).unwrap()
 }
 
 /// A tokenizer.json with an id for every byte, which begins each text with [`BOS`].

@@ -131,6 +131,28 @@ impl Host {
         Ok(())
     }
 
+    /// Begins to read a text; returns its number of tokens.
+    ///
+    /// # Errors
+    ///
+    /// The message of the module.
+    pub fn prompt_text(&mut self, text: &[u8]) -> Result<i32> {
+        let at: u32 = self.call("text", ())?;
+        self.memory.write(&mut self.store, at as usize, text)?;
+        self.checked("prompt_text", text.len() as u32)
+    }
+
+    /// The text that the last step, or `finish`, completed.
+    ///
+    /// # Errors
+    ///
+    /// It is not UTF-8.
+    pub fn piece(&mut self) -> Result<&str> {
+        let at: u32 = self.call("piece", ())?;
+        let bytes: u32 = self.call("piece_bytes", ())?;
+        Ok(std::str::from_utf8(self.bytes(at, bytes))?)
+    }
+
     /// One step.
     ///
     /// # Errors

@@ -6,12 +6,20 @@ use std::sync::Arc;
 
 use bitnet_runtime::{
     AlignedBuffer, Archive, KvType, LoadOptions, Model, Sampler, SamplerConfig, Session,
-    SessionConfig, sampler::Candidate,
+    SessionConfig, Tokenizer, sampler::Candidate,
 };
 use bitnet_wasm_engine::{Host, Step};
 
 const MODULES: [(&str, u32); 2] = [("bitnet", 1), ("bitnet-simd", 2)];
 const PROMPT: [u32; 9] = [41, 84, 300, 7, 99, 12, 431, 5, 260];
+const TEXT: &str = "It was a truth, said Mrs. Bennet,";
+const WARM: SamplerConfig = SamplerConfig {
+    temperature: 0.7,
+    top_k: 40,
+    top_p: 0.95,
+    min_p: 0.01,
+    seed: 0x1_0000_0003,
+};
 
 fn file(path: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
@@ -27,14 +35,14 @@ fn host(name: &str) -> Host {
     Host::new(&file(&format!("www/{name}.wasm")), Arc::from(shipped())).unwrap()
 }
 
-/// The ids that follow the prompt, computed by this machine's fastest kernels.
-fn native_ids(n: usize, config: SamplerConfig) -> Vec<u32> {
+/// The ids that follow a prompt, computed by this machine's fastest kernels.
+fn native_ids(prompt: &[u32], n: usize, config: SamplerConfig) -> Vec<u32> {
     let bytes = shipped();
     let archive = Archive::open(&bytes).unwrap();
     let model = Model::load(&archive, &mut [], &LoadOptions::default()).unwrap();
     let options = SessionConfig {
         max_seq_len: 128,
-        prefill_batch: 9,
+        prefill_batch: prompt.len(),
         kv: KvType::Native,
         threads: 1,
     };
@@ -44,12 +52,54 @@ fn native_ids(n: usize, config: SamplerConfig) -> Vec<u32> {
     let mut session = Session::new(&model, &mut kv, &mut scratch, &options).unwrap();
     let mut sampler = Sampler::new(config);
     let mut work = vec![Candidate::default(); model.config().vocab_size];
-    let mut ids = vec![sampler.sample(session.prefill(&PROMPT).unwrap(), &mut work)];
+    let mut ids = vec![sampler.sample(session.prefill(prompt).unwrap(), &mut work)];
     while ids.len() < n {
         let last = *ids.last().unwrap();
         ids.push(sampler.sample(session.decode(last).unwrap(), &mut work));
     }
     ids
+}
+
+/// Sets [`WARM`].
+fn warm(host: &mut Host) {
+    host.checked("sampler", (0.7f32, 40, 0.95f32, 0.01f32, 3, 1))
+        .unwrap();
+}
+
+/// What this machine makes of [`TEXT`]: the number of its ids, and the text that `n` more are.
+fn native_text(n: usize) -> (i32, String) {
+    let bytes = shipped();
+    let archive = Archive::open(&bytes).unwrap();
+    let tokenizer = Tokenizer::new(archive.tokenizer().unwrap().unwrap());
+    let mut scratch = vec![0; tokenizer.scratch_words(TEXT.len())];
+    let mut prompt = vec![0; tokenizer.most_ids(TEXT.len())];
+    let encoded = tokenizer.encode(TEXT, true, &mut scratch, &mut prompt);
+    prompt.truncate(encoded.unwrap().len);
+    let mut decoder = tokenizer.decoder_after(&prompt, true);
+    let mut text = String::new();
+    for id in native_ids(&prompt, n, WARM) {
+        decoder.push(id, &mut |piece| text.push_str(piece));
+    }
+    decoder.finish(&mut |piece| text.push_str(piece));
+    (prompt.len() as i32, text)
+}
+
+/// The text of `n` more tokens.
+fn text_of(host: &mut Host, n: usize) -> String {
+    let (mut text, mut tokens) = (String::new(), 0);
+    while tokens < n {
+        match host.step(50).unwrap() {
+            Step::Token(_) => {
+                tokens += 1;
+                text.push_str(host.piece().unwrap());
+            }
+            Step::Pending => (),
+            Step::Stop | Step::Full => break,
+        }
+    }
+    host.checked("finish", ()).unwrap();
+    text.push_str(host.piece().unwrap());
+    text
 }
 
 /// Generates `n` ids; after every step the memory has the size that it had at first.
@@ -105,28 +155,35 @@ fn self_tests_notice_another_scale() {
 
 #[test]
 fn ids_are_those_of_this_machine() {
-    let warm = SamplerConfig {
-        temperature: 0.7,
-        top_k: 40,
-        top_p: 0.95,
-        min_p: 0.01,
-        seed: 0x1_0000_0003,
-    };
     for (name, _) in MODULES {
         for (context, batch, budget) in [(128, 1, 1), (128, 4, 7), (0, 32, u32::MAX)] {
             let mut host = host(name);
             host.load(context, batch).unwrap();
-            let greedy = native_ids(24, SamplerConfig::default());
+            let greedy = native_ids(&PROMPT, 24, SamplerConfig::default());
             assert_eq!(ids_of(&mut host, 24, budget), greedy, "{name} {budget}");
             host.checked("reset", ()).unwrap();
-            host.checked("sampler", (0.7f32, 40, 0.95f32, 0.01f32, 3, 1))
-                .unwrap();
+            warm(&mut host);
             assert_eq!(
                 ids_of(&mut host, 24, budget),
-                native_ids(24, warm),
+                native_ids(&PROMPT, 24, WARM),
                 "{name} {budget}"
             );
         }
+    }
+}
+
+#[test]
+fn text_is_that_of_this_machine() {
+    let (prompt_tokens, text) = native_text(40);
+    assert!(text.len() > 60, "{text}");
+    for (name, _) in MODULES {
+        let mut host = host(name);
+        host.load(0, 8).unwrap();
+        warm(&mut host);
+        let tokens = host.prompt_text(TEXT.as_bytes()).unwrap();
+        assert_eq!(tokens, prompt_tokens, "{name}");
+        assert_eq!(text_of(&mut host, 40), text, "{name}");
+        assert_eq!(host.call::<_, u32>("dropped", ()).unwrap(), 0);
     }
 }
 
@@ -168,7 +225,7 @@ fn memory_is_what_the_plan_says() {
         ];
         let sum: u32 = names.iter().map(|name| host.info(name).unwrap()).sum();
         assert!(
-            planned - (sum as usize) < 65_536 + 5 * 64,
+            planned - (sum as usize) < 65_536 + 7 * 64,
             "{planned} for {sum}"
         );
     }
@@ -195,6 +252,17 @@ fn misuse_is_an_error_with_a_message() {
         assert!(message(host.checked("step", 1)).contains("give a prompt"));
         assert!(message(host.checked("prompt_ids", 17)).contains("context is full"));
         assert!(message(host.checked("prompt_ids", u32::MAX)).contains("context is full"));
+        let capacity: u32 = host.call("text_capacity", ()).unwrap();
+        assert_eq!(capacity, 16 * 8);
+        assert!(
+            message(host.checked("prompt_text", capacity + 1)).contains("longer than the room")
+        );
+        assert!(message(host.prompt_text(b"It was \xff")).contains("UTF-8"));
+        let long = message(host.prompt_text(&[b'~'; 128]));
+        assert!(long.contains("more than 16 tokens"), "{long}");
+        host.prompt_text(b"It").unwrap();
+        let busy = message(host.prompt_text(b"It"));
+        assert!(busy.contains("step"), "{busy}");
         // A file that is no model, and one that cannot be delivered.
         let mut other =
             Host::new(&file(&format!("www/{name}.wasm")), Arc::from([7u8; 100])).unwrap();
