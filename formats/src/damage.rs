@@ -4,7 +4,7 @@ use std::io::{Cursor, Write};
 
 use crate::config::{Attention, ModelConfig};
 use crate::dtype::Dtype;
-use crate::error::{Covered, FormatError, TensorProblem};
+use crate::error::{Covered, FormatError, PackedError, TensorProblem};
 use crate::header::{PREAMBLE_BYTES, SECTION_ENTRY_BYTES, TENSOR_ENTRY_BYTES};
 use crate::metadata::{KvType, encode_special_tokens, push_self_test};
 use crate::presets::Preset;
@@ -318,6 +318,34 @@ fn every_rule_has_its_error() {
             "dense scale",
             |b| b[tensor(2) + 33] = 1,
             tensor_problem(2, TensorProblem::Scale(f32::from_bits(256))),
+        ),
+        (
+            "packed head",
+            |b| b[tensor(3) + 4] = 2,
+            tensor_problem(3, TensorProblem::Packed(PackedError::Head)),
+        ),
+        (
+            "packed chunk",
+            |b| {
+                b[tensor(3) + 4] = 2;
+                let start = u16::from_le_bytes([b[tensor(3) + 16], b[tensor(3) + 17]]);
+                b[usize::from(start)] = 0;
+            },
+            tensor_problem(3, TensorProblem::Packed(PackedError::Chunk { index: 0 })),
+        ),
+        (
+            "packed length",
+            |b| {
+                b[tensor(3) + 4] = 2;
+                b[tensor(3) + 24] = 1;
+            },
+            tensor_problem(
+                3,
+                TensorProblem::Place {
+                    expected: (2_944, 2),
+                    found: (2_944, 1),
+                },
+            ),
         ),
         (
             "embedding scale",

@@ -90,9 +90,25 @@ impl Archive<'_> {
                 }
                 None => Err(TensorProblem::Dtype(entry.dtype)),
             },
+            #[cfg(feature = "packed")]
+            Some(Dtype::Packed) => self.verify_packed(spec, entry, tick),
             Some(Dtype::F32) if spec.rows == 1 => self.verify_vector(spec),
             _ => self.verify_matrix(spec, entry, tick),
         }
+    }
+
+    #[cfg(feature = "packed")]
+    fn verify_packed(
+        &self,
+        spec: &TensorSpec,
+        entry: &TensorEntry,
+        tick: &mut impl FnMut(usize),
+    ) -> Result<(), TensorProblem> {
+        let packed = self.packed(spec.role, spec.layer);
+        let packed = packed.ok_or(TensorProblem::Dtype(entry.dtype))?;
+        let view = packed.map_err(TensorProblem::Packed)?;
+        tick(view.bytes().len());
+        view.verify().map_err(TensorProblem::Packed)
     }
 
     /// Padding between a tensor and the next, or the end of the file.

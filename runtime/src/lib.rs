@@ -37,6 +37,7 @@ mod hash;
 #[allow(unsafe_code, reason = "instruction sets")]
 pub mod kernels;
 mod layers;
+mod load;
 pub mod math;
 mod model;
 #[cfg(feature = "std")]

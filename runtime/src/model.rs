@@ -10,8 +10,10 @@ use crate::coarse_head::{self, CoarseHead};
 use crate::departures::Gains;
 use crate::error::{Buffer, RunError};
 use crate::kernels::Kernels;
+use crate::load;
+#[cfg(feature = "std")]
+use crate::parallel::Threads;
 use crate::plan::{MemoryPlan, SessionConfig};
-use crate::repack::repack;
 
 /// How ternary weights are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,12 +89,39 @@ pub(crate) enum KvProjection<'w> {
     },
 }
 
+impl WeightHold {
+    /// What takes the least memory: in place, or T5 where the file is packed.
+    #[must_use]
+    pub fn smallest(archive: &Archive<'_>) -> Self {
+        match archive.has_packed() {
+            true => Self::Copy(TernaryLayout::T5R16),
+            false => Self::InPlace,
+        }
+    }
+}
+
+impl LoadOptions {
+    /// The options that take the least memory.
+    #[must_use]
+    pub fn smallest(archive: &Archive<'_>) -> Self {
+        Self {
+            hold: WeightHold::smallest(archive),
+            coarse_head: false,
+        }
+    }
+}
+
 /// Bytes the weight buffer of [`Model::load`] needs; zero in place.
 ///
 /// # Errors
 ///
-/// The weights exceed the address space, or the model can have no coarse head.
-pub fn weight_plan(config: &ModelConfig, options: &LoadOptions) -> Result<usize, RunError> {
+/// The weights exceed the address space, the file is packed and cannot be used in place, or the model
+/// can have no coarse head.
+pub fn weight_plan(archive: &Archive<'_>, options: &LoadOptions) -> Result<usize, RunError> {
+    if options.hold == WeightHold::InPlace && archive.has_packed() {
+        return Err(RunError::PackedInPlace);
+    }
+    let config = archive.config();
     let copy = copy_plan(config, options.hold)?;
     let head = match options.coarse_head {
         true => coarse_head::plan(config)?,
@@ -126,14 +155,42 @@ impl<'w> Model<'w> {
     ///
     /// # Errors
     ///
-    /// The buffer is too small or not aligned, or a coarse head was asked for and the head is not of
-    /// int8 rows.
+    /// The buffer is too small or not aligned; the file is packed and the weights were to be used in
+    /// place, or a packed tensor is damaged; or a coarse head was asked for and the head is not of int8
+    /// rows.
     pub fn load(
         archive: &Archive<'w>,
         buffer: &'w mut [u8],
         options: &LoadOptions,
     ) -> Result<Self, RunError> {
-        let needed = weight_plan(archive.config(), options)?;
+        Self::load_by(archive, buffer, options, load::copy_weights)
+    }
+
+    /// As [`load`](Self::load), with weights decoded and copied on all threads of a pool. Not a bit
+    /// depends on their number.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    #[cfg(feature = "std")]
+    pub fn load_on(
+        threads: &Threads,
+        archive: &Archive<'w>,
+        buffer: &'w mut [u8],
+        options: &LoadOptions,
+    ) -> Result<Self, RunError> {
+        Self::load_by(archive, buffer, options, |archive, layout, weights| {
+            load::copy_weights_on(threads, archive, layout, weights)
+        })
+    }
+
+    fn load_by(
+        archive: &Archive<'w>,
+        buffer: &'w mut [u8],
+        options: &LoadOptions,
+        copy_weights: impl FnOnce(&Archive<'w>, TernaryLayout, &mut [u8]) -> Result<(), RunError>,
+    ) -> Result<Self, RunError> {
+        let needed = weight_plan(archive, options)?;
         let buffer = match needed {
             0 => &mut [],
             _ => lend(Buffer::Weights, buffer, needed)?,
@@ -142,7 +199,7 @@ impl<'w> Model<'w> {
         let copy = match options.hold {
             WeightHold::InPlace => None,
             WeightHold::Copy(layout) => {
-                copy_weights(archive, layout, weights);
+                copy_weights(archive, layout, weights)?;
                 Some((layout, &*weights))
             }
         };
@@ -310,14 +367,19 @@ impl<'w> Model<'w> {
     }
 
     fn ternary(&self, role: TensorRole, layer: Option<usize>) -> TernaryView<'w> {
-        let stored = self.archive.ternary(role, layer).expect(PRESENT);
+        let stored = self.archive.ternary(role, layer);
         match self.copy {
-            None => stored,
+            None => stored.expect(PRESENT),
             Some((layout, bytes)) => {
-                let shape = (stored.rows, stored.cols);
+                let shape_and_scale = match stored {
+                    Some(view) => Some(((view.rows, view.cols), view.scale)),
+                    None if cfg!(feature = "packed") => self.archive.ternary_shape(role, layer),
+                    None => None,
+                };
+                let (shape, scale) = shape_and_scale.expect(PRESENT);
                 let start = copy_offset(self.config(), layout, role, layer);
                 let bytes = &bytes[start..][..layout.packed_bytes(shape.0, shape.1) as usize];
-                TernaryView::new(layout, shape, stored.scale, bytes).expect(PRESENT)
+                TernaryView::new(layout, shape, scale, bytes).expect(PRESENT)
             }
         }
     }
@@ -352,14 +414,4 @@ fn copy_offset(
             .take_while(|r| *r != role)
             .map(bytes)
             .sum::<usize>()
-}
-
-fn copy_weights(archive: &Archive<'_>, layout: TernaryLayout, buffer: &mut [u8]) {
-    for (spec, _) in archive.tensors() {
-        if let Some(from) = archive.ternary(spec.role, spec.layer) {
-            let start = copy_offset(archive.config(), layout, spec.role, spec.layer);
-            let bytes = layout.packed_bytes(from.rows, from.cols) as usize;
-            repack(&from, layout, &mut buffer[start..][..bytes]);
-        }
-    }
 }

@@ -37,7 +37,12 @@ pub(crate) fn run(args: &Args, file: &ModelFile, prompt: &Prompt<'_>) -> Result<
         );
     }
     let session = args.session(ids.len().max(1));
-    let decision = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let decision = Decision::new(
+        args.hold(&archive),
+        &archive,
+        args.kernels(),
+        args.threads(),
+    )?;
     let mut weights = Weights::new(decision, &archive)?;
     let model = weights.load(&archive, args.kernels())?;
     let embedding = with_session(&model, &session, |session| {

@@ -38,7 +38,12 @@ pub(crate) fn run(args: &Args, file: &ModelFile, path: &Path) -> Result<()> {
     }
     let max_seq_len = args.context.unwrap_or(archive.config().max_seq_len);
     let session = args.session(max_seq_len);
-    let decision = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let decision = Decision::new(
+        args.hold(&archive),
+        &archive,
+        args.kernels(),
+        args.threads(),
+    )?;
     let mut weights = Weights::new(decision, &archive)?;
     let model = weights.load(&archive, args.kernels())?;
     let nats = with_session(&model, &session, |session| {

@@ -1,9 +1,10 @@
 //! Where ternary weights are while running.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bitnet_formats::Dtype;
 use bitnet_runtime::{
-    Archive, Kernels, LoadOptions, Model, Sampler, TernaryLayout, Want, WeightHold, weight_plan,
+    Archive, Kernels, LoadOptions, Model, Sampler, TensorRole, TernaryLayout, Threads, Want,
+    WeightHold, weight_plan,
 };
 
 use crate::args::{Args, Hold};
@@ -18,6 +19,7 @@ pub(crate) struct Decision {
     asked: Hold,
     hold: WeightHold,
     coarse_head: bool,
+    threads: usize,
     /// Why `fast` came to this.
     pub(crate) reason: Option<String>,
 }
@@ -30,6 +32,12 @@ impl Decision {
         kernels: Kernels,
         threads: usize,
     ) -> Result<Self> {
+        if asked == Hold::Low && archive.has_packed() {
+            bail!(
+                "the file is packed and cannot run in place: use --weights t5, t2 or fast, or convert it \
+                 with bitnet-convert --pack t5"
+            );
+        }
         let (hold, reason) = match asked {
             Hold::Low => (WeightHold::InPlace, None),
             Hold::T5 => (WeightHold::Copy(TernaryLayout::T5R16), None),
@@ -46,13 +54,14 @@ impl Decision {
             asked,
             hold,
             coarse_head: false,
+            threads,
             reason,
         })
     }
 
     /// Decides for a run that continues a prompt.
     pub(crate) fn of_generation(args: &Args, archive: &Archive<'_>) -> Result<Self> {
-        let decision = Self::new(args.hold(), archive, args.kernels(), args.threads())?;
+        let decision = Self::new(args.hold(archive), archive, args.kernels(), args.threads())?;
         match Sampler::new(args.sampler()).wants() {
             Want::Best => decision.for_best_tokens(archive),
             _ => Ok(decision),
@@ -62,7 +71,7 @@ impl Decision {
     /// For a run that wants the best tokens only: with `fast`, a coarse head as well, where the model
     /// can have one and there is room.
     pub(crate) fn for_best_tokens(self, archive: &Archive<'_>) -> Result<Self> {
-        if self.asked != Hold::Fast || !has_int8_head(archive)? {
+        if self.asked != Hold::Fast || !has_int8_head(archive) {
             return Ok(self);
         }
         let with_head = Self {
@@ -70,7 +79,7 @@ impl Decision {
             ..self.clone()
         };
         let fits = |bytes| machine::spare_memory().is_none_or(|room| bytes <= room);
-        let bytes = weight_plan(archive.config(), &with_head.options());
+        let bytes = weight_plan(archive, &with_head.options());
         Ok(match bytes {
             Ok(bytes) if fits(bytes) => with_head,
             _ => self,
@@ -114,13 +123,17 @@ impl Decision {
 
     /// Bytes of the copy.
     pub(crate) fn bytes(&self, archive: &Archive<'_>) -> Result<usize> {
-        Ok(weight_plan(archive.config(), &self.options())?)
+        Ok(weight_plan(archive, &self.options())?)
     }
 }
 
-fn has_int8_head(archive: &Archive<'_>) -> Result<bool> {
-    let model = Model::load(archive, &mut [], &LoadOptions::default())?;
-    Ok(model.head().dtype == Dtype::I8Rows)
+fn has_int8_head(archive: &Archive<'_>) -> bool {
+    let role = match archive.config().tie_embeddings {
+        true => TensorRole::Embedding,
+        false => TensorRole::Head,
+    };
+    let head = archive.matrix(role);
+    head.is_some_and(|head| head.dtype == Dtype::I8Rows)
 }
 
 /// The decision and the memory it needs.
@@ -135,13 +148,15 @@ impl Weights {
         Ok(Self { decision, memory })
     }
 
-    /// Copies what is to be copied.
+    /// Copies what is to be copied, or decodes it, on the threads it is for.
     pub(crate) fn load<'w>(
         &'w mut self,
         archive: &Archive<'w>,
         kernels: Kernels,
     ) -> Result<Model<'w>> {
-        let model = Model::load(archive, &mut self.memory, &self.decision.options())?;
+        let threads = Threads::new(self.decision.threads);
+        let options = self.decision.options();
+        let model = Model::load_on(&threads, archive, &mut self.memory, &options)?;
         Ok(model.with_kernels(kernels))
     }
 }
