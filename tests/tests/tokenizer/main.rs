@@ -122,6 +122,9 @@ fn public_tokenizers_give_the_ids_of_the_library() {
     for file in files.split(':') {
         let json = fs::read_to_string(file).expect("a tokenizer.json");
         let pair = Pair::new(file, &json);
+        let back = bitnet_converter::tokenizer::json(pair.section()).expect("tables give a JSON");
+        let again = bitnet_converter::tokenizer::section(&back).unwrap();
+        assert!(again == pair.section(), "{file}");
         let n = count(1_000_000);
         let threads = 2;
         let wrong: u64 = std::thread::scope(|scope| {
