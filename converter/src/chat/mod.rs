@@ -1,7 +1,7 @@
 //! Chat templates to lists of operations.
 //!
-//! Public checkpoints carry their template as a program in Jinja. [`parse`] reads the part of the
-//! language that such templates use, [`compile`] runs the program on a conversation whose texts are
+//! Public checkpoints carry their template as a program in Jinja. `parse` reads the part of the
+//! language that such templates use, `compile` runs the program on a conversation whose texts are
 //! not known yet: what depends on the conversation becomes an operation or a condition, everything
 //! else is worked out once and for all. What cannot be written so is refused by name.
 

@@ -5,7 +5,7 @@
 //! recognises those in the kit, and refuses by name whatever else would change an id: a tokenizer
 //! is the same or it is not converted.
 //!
-//! [`rules`] reads the steps around the model, [`vocabulary`] the model, [`unicode`] holds the
+//! `rules` reads the steps around the model, `vocabulary` the model, [`unicode`] holds the
 //! tables that the steps need. What comes out are [`TokenizerParts`], which other formats can fill
 //! just as well. [`json`] goes the way back.
 

@@ -5,10 +5,10 @@
 //! for letter; time is linear in the text, times the logarithm of its longest word.
 //!
 //! The way of a text:
-//! 1. added tokens are cut out ([`added`]);
-//! 2. what stands between is normalised ([`normalize`]), and once more searched for added tokens;
-//! 3. rules cut it into words ([`pre_tokenize`]);
-//! 4. a word's symbols merge, the best pair first ([`bpe`]).
+//! 1. added tokens are cut out (`added`);
+//! 2. what stands between is normalised (`normalize`), and once more searched for added tokens;
+//! 3. rules cut it into words (`pre_tokenize`);
+//! 4. a word's symbols merge, the best pair first (`bpe`).
 
 mod added;
 mod bpe;
