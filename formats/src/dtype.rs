@@ -87,12 +87,12 @@ impl Dtype {
 
     /// Fewest bytes of a `[rows, cols]` tensor: all it takes, unless it is packed.
     ///
-    /// No packed code has more than 512 weights a byte, so that memory and time stay proportional to
+    /// No packed code has more than 1024 weights a byte, so that memory and time stay proportional to
     /// the file.
     #[must_use]
     pub const fn min_payload_bytes(self, rows: usize, cols: usize) -> u64 {
         match self {
-            Self::Packed => (rows as u64 * cols as u64).div_ceil(512),
+            Self::Packed => (rows as u64 * cols as u64).div_ceil(1_024),
             _ => self.payload_bytes(rows, cols),
         }
     }

@@ -122,7 +122,7 @@ pub fn weight_plan(archive: &Archive<'_>, options: &LoadOptions) -> Result<usize
         return Err(RunError::PackedInPlace);
     }
     let config = archive.config();
-    let copy = copy_plan(config, options.hold)?;
+    let copy = copied_bytes(config, options.hold)?;
     let head = match options.coarse_head {
         true => coarse_head::plan(config)?,
         false => 0,
@@ -130,16 +130,22 @@ pub fn weight_plan(archive: &Archive<'_>, options: &LoadOptions) -> Result<usize
     copy.checked_add(head).ok_or(RunError::TooLarge)
 }
 
-fn copy_plan(config: &ModelConfig, hold: WeightHold) -> Result<usize, RunError> {
+fn copied_bytes(config: &ModelConfig, hold: WeightHold) -> Result<usize, RunError> {
     match hold {
         WeightHold::InPlace => Ok(0),
-        WeightHold::Copy(layout) => {
-            let bytes: u64 = ternary_shapes(config)
-                .map(|(r, c)| layout.packed_bytes(r, c))
-                .sum();
-            usize::try_from(bytes).map_err(|_| RunError::TooLarge)
-        }
+        WeightHold::Copy(layout) => copy_plan(config, layout),
     }
+}
+
+/// Bytes of a copy of the ternary weights in a layout: what [`weight_plan`] comes to while there is no
+/// more of a file than its configuration.
+///
+/// # Errors
+///
+/// The weights exceed the address space.
+pub fn copy_plan(config: &ModelConfig, layout: TernaryLayout) -> Result<usize, RunError> {
+    let bytes = ternary_shapes(config).map(|(rows, cols)| layout.packed_bytes(rows, cols));
+    usize::try_from(bytes.sum::<u64>()).map_err(|_| RunError::TooLarge)
 }
 
 fn ternary_shapes(config: &ModelConfig) -> impl Iterator<Item = (usize, usize)> + '_ {
@@ -195,7 +201,7 @@ impl<'w> Model<'w> {
             0 => &mut [],
             _ => lend(Buffer::Weights, buffer, needed)?,
         };
-        let (weights, head) = buffer.split_at_mut(copy_plan(archive.config(), options.hold)?);
+        let (weights, head) = buffer.split_at_mut(copied_bytes(archive.config(), options.hold)?);
         let copy = match options.hold {
             WeightHold::InPlace => None,
             WeightHold::Copy(layout) => {

@@ -34,7 +34,7 @@ impl<'w> PackedView<'w> {
     ///
     /// # Errors
     ///
-    /// The head does not fit the shape or the payload, or there are more than 512 weights a byte.
+    /// The head does not fit the shape or the payload, or there are more than 1024 weights a byte.
     pub fn new(
         (rows, cols): (usize, usize),
         scale: f32,
@@ -67,7 +67,7 @@ impl<'w> PackedView<'w> {
     }
 
     fn check(&self) -> Result<(), PackedError> {
-        let weights = self.classes.iter().all(|weights| !weights.contains(&0));
+        let weights = self.classes.iter().all(|weights| *weights != [0; 3]);
         let rows = (0..self.shape.rows)
             .all(|row| usize::from(self.class(row)) < self.classes.len().max(1));
         let spare =

@@ -7,7 +7,7 @@
 use std::vec::Vec;
 
 use super::shape::{Shape, TRITS};
-use super::tables::{TritWeights, starts};
+use super::tables::{SCALE_BITS, TritWeights, starts};
 use super::{SYMBOL, T5_BYTE, flat, rans};
 use crate::ternary::{GROUP_ROWS, LINE_BYTES, LineCodes, TernaryLayout, TernaryView};
 
@@ -227,16 +227,24 @@ impl Classes {
     }
 }
 
-/// Counts as weights of at most 255, none zero.
+/// Counts as weights of at most 255, zero for what does not occur.
 fn weights(counts: [u64; 3]) -> TritWeights {
-    let most = counts.into_iter().max().unwrap_or(0).max(1);
-    counts.map(|count| ((count * 255 + most / 2) / most).clamp(1, 255) as u8)
+    let most = counts.into_iter().max().unwrap_or(0);
+    counts.map(|count| match (count, most) {
+        // A class without rows: any weights will do.
+        (_, 0) => 1,
+        (0, _) => 0,
+        _ => ((count * 255 + most / 2) / most).max(1) as u8,
+    })
 }
 
-/// Bits of each trit in a class.
+/// Bits of each trit in a class. One of no weight makes its symbol one of a single slot.
 fn trit_bits(weights: TritWeights) -> [u64; 3] {
     let all = weights.iter().map(|weight| u32::from(*weight)).sum();
-    weights.map(|weight| u64::from(log2(all) - log2(u32::from(weight))))
+    weights.map(|weight| match weight {
+        0 => u64::from(SCALE_BITS << FRACTION),
+        _ => u64::from(log2(all) - log2(u32::from(weight))),
+    })
 }
 
 fn row_bits(counts: &Counts, bits: &[u64; 3]) -> u64 {

@@ -78,73 +78,86 @@ fn entropy(bytes: &[u8], shape: (usize, usize)) -> f64 {
     counts.into_iter().map(bits).sum()
 }
 
-type Content = fn(&mut Random, usize, usize) -> i8;
+/// What a matrix is filled with.
+struct Content {
+    name: &'static str,
+    /// A trit for a row and a column, of so many.
+    trit: fn(&mut Random, [usize; 2], [usize; 2]) -> i8,
+    /// Most bits per weight, in entropies of the matrix.
+    most: f64,
+}
 
-/// A million weights or more: never above 1.585 bits a weight, near the entropy where they are skewed.
+const CONTENTS: [Content; 14] = [
+    evenly("uniform", |r, _, _| r.below(3) as i8 - 1),
+    evenly("31 % zeros", |r, _, _| r.trit(310)),
+    evenly("42 % zeros", |r, _, _| r.trit(422)),
+    evenly("60 % zeros", |r, _, _| r.trit(600)),
+    evenly("80 % zeros", |r, _, _| r.trit(800)),
+    evenly("90 % zeros", |r, _, _| r.trit(900)),
+    evenly("99 % zeros", |r, _, _| r.trit(990)),
+    evenly("no zeros", |r, _, _| r.trit(0)),
+    evenly("all zero", |_, _, _| 0),
+    evenly("all one", |_, _, _| 1),
+    evenly("a pattern", |_, [_, col], _| [-1, 0, 1][col % 3]),
+    // Columns have no classes.
+    evenly("columns flip half-way", |r, [_, col], [_, cols]| {
+        zeros_then_ones(r, col < cols / 2)
+    }),
+    // Rows do.
+    Content {
+        name: "rows flip half-way",
+        trit: |r, [row, _], [rows, _]| zeros_then_ones(r, row < rows / 2),
+        most: 0.7,
+    },
+    Content {
+        name: "rows of many densities",
+        trit: |r, [row, _], _| r.trit(100 * (row as u32 % 10)),
+        most: 0.95,
+    },
+];
+
+/// A content that is alike in all rows.
+const fn evenly(
+    name: &'static str,
+    trit: fn(&mut Random, [usize; 2], [usize; 2]) -> i8,
+) -> Content {
+    Content {
+        name,
+        trit,
+        most: 1.01,
+    }
+}
+
+/// Nine of ten are zeros, or ones.
+fn zeros_then_ones(random: &mut Random, zeros: bool) -> i8 {
+    match (random.below(10), zeros) {
+        (9, _) => random.below(3) as i8 - 1,
+        (_, true) => 0,
+        (_, false) => 1,
+    }
+}
+
+/// A million weights or more: never above 1.585 bits a weight, and at most a hundredth above the entropy,
+/// or 0.0095 bits where that is more. That is what a slot for each of 243 symbols costs matrices that are
+/// nearly all the same.
 #[test]
 fn bits_per_weight() {
-    let contents: [(&str, Content, f64); 12] = [
-        ("uniform", |r, _, _| r.below(3) as i8 - 1, 1.0),
-        ("31 % zeros", |r, _, _| r.trit(310), 1.01),
-        ("42 % zeros", |r, _, _| r.trit(422), 1.01),
-        ("60 % zeros", |r, _, _| r.trit(600), 1.01),
-        ("80 % zeros", |r, _, _| r.trit(800), 1.01),
-        ("no zeros", |r, _, _| r.trit(0), 1.02),
-        ("all zero", |_, _, _| 0, 1.0),
-        ("all one", |_, _, _| 1, 1.0),
-        (
-            "rows flip half-way",
-            |r, row, _| match row < 512 {
-                true => r.trit(700),
-                false => {
-                    if r.below(10) < 7 {
-                        1
-                    } else {
-                        r.below(2) as i8 - 1
-                    }
-                }
-            },
-            0.85,
-        ),
-        (
-            "columns flip half-way",
-            |r, _, col| match col < 500 {
-                true => r.trit(900),
-                false => {
-                    if r.below(10) < 9 {
-                        1
-                    } else {
-                        r.below(2) as i8 - 1
-                    }
-                }
-            },
-            1.01,
-        ),
-        (
-            "rows of many densities",
-            |r, row, _| r.trit(100 * (row as u32 % 10)),
-            0.95,
-        ),
-        ("the dearest symbol", |_, _, col| [-1, 0, 1][col % 3], 1.0),
-    ];
     for shape in [(1_024, 1_024), (1_000, 1_000), (1_009, 999), (300, 8_000)] {
-        let weights = (shape.0 * shape.1) as f64;
-        for (name, content, limit) in contents {
+        for Content { name, trit, most } in CONTENTS {
             let mut random = Random(7);
-            let bytes = t5(shape, |row, col| content(&mut random, row, col));
+            let bytes = t5(shape, |row, col| {
+                trit(&mut random, [row, col], [shape.0, shape.1])
+            });
             let payload = there_and_back(shape, &bytes, name);
-            let bits = 8.0 * payload.len() as f64 / weights;
+            let bits = 8.0 * payload.len() as f64 / (shape.0 * shape.1) as f64;
             let entropy = entropy(&bytes, shape);
-            std::println!("{name:24} {shape:?} {bits:.6} bits, entropy {entropy:.6}");
-            if weights >= 1e6 || bits > 1.5851 {
-                assert!(bits <= 1.585, "{name} {shape:?}: {bits}");
-            }
-            if name != "uniform" && name != "the dearest symbol" && shape.0 >= 1_000 {
-                assert!(
-                    bits <= limit * entropy.max(0.0205),
-                    "{name} {shape:?}: {bits}, entropy {entropy}"
-                );
-            }
+            let found = std::format!("{name} {shape:?}: {bits:.6} bits, entropy {entropy:.6}");
+            std::println!("{found}");
+            assert!(bits <= 1.585, "{found}");
+            assert!(
+                bits <= most * entropy || (most > 1.0 && bits <= entropy + 0.0095),
+                "{found}"
+            );
         }
     }
 }
@@ -232,7 +245,7 @@ fn heads_that_cannot_be() {
     let head = Some(PackedError::Head);
     assert_eq!(open(&|p| p.clear()), head);
     assert_eq!(open(&|p| p[0] = 9), head, "nine classes");
-    assert_eq!(open(&|p| p[1] = 0), head, "a trit of no weight");
+    assert_eq!(open(&|p| p[1..4].fill(0)), head, "trits of no weight");
     assert_eq!(
         open(&|p| p[7] = 0x32),
         head,
@@ -248,7 +261,7 @@ fn heads_that_cannot_be() {
     assert_eq!(open(&|p| p.push(0)), chunk, "half a word more");
     assert_eq!(open(&|p| p.extend([0, 0])), chunk, "a word more");
     assert_eq!(open(&|p| p.truncate(p.len() - 2)), chunk, "a word less");
-    // 512 weights a byte are more than any code reaches.
+    // 1024 weights a byte are more than any code reaches.
     assert_eq!(PackedView::new((65_535, 65_535), 1.0, &payload).err(), head);
     assert_eq!(PackedView::new((0, 60), 1.0, &payload).err(), head);
 }

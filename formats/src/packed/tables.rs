@@ -8,7 +8,7 @@ pub const MAX_CLASSES: usize = 8;
 pub(super) const SCALE_BITS: u32 = 13;
 pub(super) const SCALE: usize = 1 << SCALE_BITS;
 
-/// How often -1, 0 and 1 occur in a class, relative to each other; none is zero.
+/// How often -1, 0 and 1 occur in a class, relative to each other; not all are zero.
 pub(super) type TritWeights = [u8; 3];
 
 /// Where the slots of each symbol begin; the last element is [`SCALE`].
@@ -84,6 +84,8 @@ mod tests {
             [255, 255, 255],
             [1, 255, 1],
             [255, 1, 7],
+            [0, 255, 0],
+            [1, 0, 0],
             [80, 95, 80],
         ] {
             let starts = starts(weights);
