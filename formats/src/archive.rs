@@ -473,3 +473,28 @@ fn truncated(needed: u64, bytes: &[u8]) -> FormatError {
         found: bytes.len() as u64,
     }
 }
+
+#[cfg(all(test, not(feature = "packed")))]
+mod without_packed {
+    use super::*;
+
+    /// The shipped model, with a tensor that claims to be packed.
+    #[test]
+    fn a_packed_tensor_is_refused_by_the_name_of_the_feature() {
+        let mut file = include_bytes!("../../models/austen-nano.btn").to_vec();
+        let archive = Archive::open(&file).unwrap();
+        let mut preamble = archive.preamble;
+        let ternary = |(spec, _): (TensorSpec, _)| spec.role.class() == TensorClass::Ternary;
+        let index = archive.tensors().position(ternary).unwrap();
+        let entry = header_bytes(u64::from(preamble.n_sections), index as u64) as usize;
+        file[entry + 4] = Dtype::Packed.code();
+        let tables = PREAMBLE_BYTES..preamble.header_bytes() as usize;
+        preamble.tables_crc = crc32fast::hash(&file[tables]);
+        file[..PREAMBLE_BYTES].copy_from_slice(&preamble.encode());
+        let problem = TensorProblem::NoPacked;
+        let error = Archive::open(&file).unwrap_err();
+        assert_eq!(error, FormatError::Tensor { index, problem });
+        let message = std::format!("{error}");
+        assert!(message.contains("the feature packed"), "{message}");
+    }
+}

@@ -284,7 +284,7 @@ impl core::fmt::Display for TensorProblem {
             }
             Self::Padding { offset } => write!(f, "the padding at byte {offset} is not zero"),
             Self::NoPacked => f.write_str(
-                "it is packed and this program cannot unpack; convert the file with --pack t5",
+                "it is packed, and this program is built without the feature packed; convert the file with --pack t5",
             ),
             Self::Packed(error) => error.fmt(f),
             Self::NonFinite { row } => write!(f, "row {row} holds an infinite value or NaN"),

@@ -20,6 +20,8 @@ pub(crate) struct Decision {
     hold: WeightHold,
     coarse_head: bool,
     threads: usize,
+    /// The file is packed: weights are decoded.
+    pub(crate) packed: bool,
     /// Why `fast` came to this.
     pub(crate) reason: Option<String>,
 }
@@ -55,6 +57,7 @@ impl Decision {
             hold,
             coarse_head: false,
             threads,
+            packed: archive.has_packed(),
             reason,
         })
     }
@@ -106,7 +109,7 @@ impl Decision {
         }
     }
 
-    /// What is to be said behind the bytes of the copy: its layout, and why.
+    /// What is to be said behind the bytes of the copy: its layout, what it is made from, and why.
     pub(crate) fn remark(&self) -> String {
         let layout = match self.hold {
             WeightHold::InPlace => None,
@@ -114,11 +117,17 @@ impl Decision {
         };
         let head = self.coarse_head.then_some("coarse head");
         let reason = self.reason.as_deref().filter(|_| layout.is_some());
-        let parts: Vec<_> = [layout, head, reason].into_iter().flatten().collect();
+        let parts = [layout, self.origin(), head, reason];
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
         match parts.is_empty() {
             true => String::new(),
             false => format!(" ({})", parts.join("; ")),
         }
+    }
+
+    /// What the copy is made from, where that is not to be expected.
+    pub(crate) fn origin(&self) -> Option<&'static str> {
+        self.packed.then_some("decoded: the file is packed")
     }
 
     /// Bytes of the copy.

@@ -96,6 +96,12 @@ fn a_packed_file_is_decoded_to_memory() {
     let bytes = weight_plan(&Archive::open(&model).unwrap(), &options).unwrap();
     assert_eq!(plan["weights"], "t5");
     assert_eq!(plan["weight_bytes"], bytes);
+    assert_eq!(plan["packed"], true);
+    let readable = place.run(&["p.btn", "--plan"]).success();
+    assert!(
+        readable.contains("(t5; decoded: the file is packed)"),
+        "{readable}"
+    );
     let ids = |args: &[&str]| {
         let rest = ["--ids", "1,2,3", "--max-tokens", "8", "--json"];
         place.run(&[args, &rest[..]].concat()).json()["ids"].clone()
@@ -175,6 +181,7 @@ fn a_plan_is_what_the_library_asks_for() {
                         "kv": kv_name,
                         "weights": hold_name,
                         "weights_reason": null,
+                        "packed": false,
                         "file_bytes": model.len(),
                         "weight_bytes": weights,
                         "kv_bytes": plan.kv_bytes,
