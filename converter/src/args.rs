@@ -41,7 +41,7 @@ struct Args {
     /// How ternary matrices are stored: t5 is 1.6 bits per weight, t2 is 2 bits and faster to
     /// decode. Matrices of few columns are stored as t2 where that is no larger. packed is entropy
     /// coding, at most 1.585 bits and fewer where weights are skewed; it cannot run in place and is
-    /// decoded to memory when it is loaded.
+    /// decoded to memory when it is loaded, by the self-test at the end of a conversion too.
     #[arg(long, value_name = "LAYOUT", default_value = "t5")]
     pack: Pack,
 

@@ -88,8 +88,19 @@ fn reseal(bytes: &mut [u8]) {
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// What verifying finds. Who leaves decoding to others finds the same, but for what they will find.
 fn check(bytes: &[u8]) -> Result<(), FormatError> {
-    Archive::open(bytes)?.verify()
+    let archive = Archive::open(bytes)?;
+    let found = archive.verify();
+    let undecoded = match found {
+        Err(FormatError::Tensor {
+            problem: TensorProblem::Packed(_),
+            ..
+        }) => Ok(()),
+        found => found,
+    };
+    assert_eq!(archive.verify_undecoded(), undecoded);
+    found
 }
 
 // Places in the file: 5 sections and 25 tensors make a header of 1824 bytes.

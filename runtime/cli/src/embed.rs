@@ -36,13 +36,8 @@ pub(crate) fn run(args: &Args, file: &ModelFile, prompt: &Prompt<'_>) -> Result<
             ids.len()
         );
     }
-    let session = args.session(ids.len().max(1));
-    let decision = Decision::new(
-        args.hold(&archive),
-        &archive,
-        args.kernels(),
-        args.threads(),
-    )?;
+    let session = args.session(archive.config(), ids.len().max(1));
+    let decision = Decision::of_run(args, &archive)?;
     let mut weights = Weights::new(decision, &archive)?;
     let model = weights.load(&archive, args.kernels())?;
     let embedding = with_session(&model, &session, |session| {

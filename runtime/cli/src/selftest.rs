@@ -22,12 +22,7 @@ pub(crate) fn run(args: &Args, file: &ModelFile) -> Result<ExitCode> {
             file.name()
         );
     }
-    let decision = Decision::new(
-        args.hold(&archive),
-        &archive,
-        args.kernels(),
-        args.threads(),
-    )?;
+    let decision = Decision::of_run(args, &archive)?;
     let mut weights = Weights::new(decision, &archive)?;
     let model = weights.load(&archive, args.kernels())?;
     // Besides each case's own hash, one over the logits of all cases.
@@ -57,7 +52,7 @@ fn replay(
     let ids: Vec<u32> = case.ids().collect();
     let session = SessionConfig {
         kv: case.kv,
-        ..args.session(ids.len())
+        ..args.session(model.config(), ids.len())
     };
     with_session(model, &session, |session| {
         let mut hash = LogitsHash::new();

@@ -62,9 +62,14 @@ impl Decision {
         })
     }
 
+    /// Decides for a run of these options.
+    pub(crate) fn of_run(args: &Args, archive: &Archive<'_>) -> Result<Self> {
+        Self::new(args.hold(archive), archive, args.kernels(), args.threads())
+    }
+
     /// Decides for a run that continues a prompt.
     pub(crate) fn of_generation(args: &Args, archive: &Archive<'_>) -> Result<Self> {
-        let decision = Self::new(args.hold(archive), archive, args.kernels(), args.threads())?;
+        let decision = Self::of_run(args, archive)?;
         match Sampler::new(args.sampler()).wants() {
             Want::Best => decision.for_best_tokens(archive),
             _ => Ok(decision),
