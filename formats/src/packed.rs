@@ -27,7 +27,6 @@ pub use encode::encode;
 pub use tables::{MAX_CLASSES, Tables};
 
 pub use crate::error::PackedError;
-use crate::ternary::t5_digits;
 
 /// Numbers of five trits: `sum (t_p + 1) 3^(4-p)`.
 pub(crate) const SYMBOLS: usize = 243;
@@ -46,33 +45,6 @@ pub(crate) const T5_BYTE: [u8; SYMBOLS] = {
     }
     bytes
 };
-
-/// Symbol of each stored T5 byte; of a byte that is no code, some symbol.
-pub(crate) const SYMBOL: [u8; 256] = {
-    let mut symbols = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let [a, b, c, d, e] = t5_digits(byte as u8);
-        let symbol =
-            81 * a as usize + 27 * b as usize + 9 * c as usize + 3 * d as usize + e as usize;
-        symbols[byte] = if symbol < SYMBOLS { symbol as u8 } else { 0 };
-        byte += 1;
-    }
-    symbols
-};
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn symbols_and_stored_bytes_invert() {
-        for symbol in 0..SYMBOLS {
-            assert_eq!(usize::from(SYMBOL[usize::from(T5_BYTE[symbol])]), symbol);
-        }
-        assert_eq!(T5_BYTE[121], 0);
-    }
-}
 
 #[cfg(all(test, feature = "std"))]
 mod round_trips;

@@ -15,14 +15,17 @@ const T2: TernaryLayout = TernaryLayout::T2R16;
 /// Eight chunks, of lines that are all full.
 const SHAPE: (usize, usize) = (4_096, 4_100);
 
-/// Zeros of 1000 trits in a row, by what the matrix is packed as.
-const CONTENTS: [(&str, fn(usize) -> u64); 3] = [
+/// Zeros of 1000 trits in a row.
+type Zeros = fn(usize) -> u64;
+
+/// By what the matrix is packed as.
+const CONTENTS: [(&str, Zeros); 3] = [
     ("flat", |_| 333),
     ("one_class", |_| 422),
     ("eight_classes", |row| 100 * (row as u64 % 10)),
 ];
 
-fn t5(zeros: fn(usize) -> u64) -> Vec<u8> {
+fn t5(zeros: Zeros) -> Vec<u8> {
     let (rows, cols) = SHAPE;
     let mut packed = vec![0; T5.packed_bytes(rows, cols) as usize];
     let mut state = 1u64;

@@ -8,8 +8,8 @@ use std::vec::Vec;
 
 use super::shape::{Shape, TRITS};
 use super::tables::{SCALE_BITS, TritWeights, starts};
-use super::{SYMBOL, T5_BYTE, flat, rans};
-use crate::ternary::{GROUP_ROWS, LINE_BYTES, LineCodes, TernaryLayout, TernaryView};
+use super::{SYMBOLS, T5_BYTE, flat, rans};
+use crate::ternary::{GROUP_ROWS, LINE_BYTES, LineCodes, TernaryLayout, TernaryView, t5_digits};
 
 /// Numbers of classes that are tried; at most [`MAX_CLASSES`](super::MAX_CLASSES).
 const CLASS_COUNTS: [usize; 4] = [1, 2, 4, 8];
@@ -17,6 +17,20 @@ const CLASS_COUNTS: [usize; 4] = [1, 2, 4, 8];
 const ROUNDS: usize = 4;
 /// Fraction bits of a number of bits.
 const FRACTION: u32 = 16;
+
+/// Symbol of each stored T5 byte; of a byte that is no code, some symbol.
+pub(super) const SYMBOL: [u8; 256] = {
+    let mut symbols = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let [a, b, c, d, e] = t5_digits(byte as u8);
+        let symbol =
+            81 * a as usize + 27 * b as usize + 9 * c as usize + 3 * d as usize + e as usize;
+        symbols[byte] = if symbol < SYMBOLS { symbol as u8 } else { 0 };
+        byte += 1;
+    }
+    symbols
+};
 
 /// A symbol with what coding it needs.
 #[derive(Clone, Copy, Debug)]
@@ -275,6 +289,14 @@ fn log2(n: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn symbols_and_stored_bytes_invert() {
+        for symbol in 0..SYMBOLS {
+            assert_eq!(usize::from(SYMBOL[usize::from(T5_BYTE[symbol])]), symbol);
+        }
+        assert_eq!(T5_BYTE[121], 0);
+    }
 
     #[test]
     fn logarithms() {

@@ -1,9 +1,12 @@
 //! Chunks of classes: eight interleaved rANS states of 32 bits over one stream of 16-bit words.
 
+use super::Damaged;
 use super::tables::{SCALE, SCALE_BITS, Table, Tables};
-use super::{Damaged, SYMBOL};
 #[cfg(feature = "std")]
-use super::{SYMBOLS, encode::Coded};
+use super::{
+    SYMBOLS,
+    encode::{Coded, SYMBOL},
+};
 
 /// Interleaved states.
 pub(super) const STATES: usize = 8;

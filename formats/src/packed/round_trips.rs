@@ -78,11 +78,13 @@ fn entropy(bytes: &[u8], shape: (usize, usize)) -> f64 {
     counts.into_iter().map(bits).sum()
 }
 
+/// A trit for a row and a column, of so many.
+type Fill = fn(&mut Random, [usize; 2], [usize; 2]) -> i8;
+
 /// What a matrix is filled with.
 struct Content {
     name: &'static str,
-    /// A trit for a row and a column, of so many.
-    trit: fn(&mut Random, [usize; 2], [usize; 2]) -> i8,
+    trit: Fill,
     /// Most bits per weight, in entropies of the matrix.
     most: f64,
 }
@@ -117,10 +119,7 @@ const CONTENTS: [Content; 14] = [
 ];
 
 /// A content that is alike in all rows.
-const fn evenly(
-    name: &'static str,
-    trit: fn(&mut Random, [usize; 2], [usize; 2]) -> i8,
-) -> Content {
+const fn evenly(name: &'static str, trit: Fill) -> Content {
     Content {
         name,
         trit,
