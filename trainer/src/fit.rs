@@ -212,8 +212,12 @@ impl<'a> Run<'a> {
         let data = TokenDataset::new(&tokenizer, input, &settings.train)?;
         check_export(options, &settings)?;
         let trainer = trainer(&settings, init, data.train.end_of_text)?;
+        let inherited = init.map(Masters::inherited).transpose()?;
         folder.clear()?;
         folder.save_description(&settings, &tokenizer)?;
+        if let Some(inherited) = inherited {
+            inherited.save(&folder)?;
+        }
         let run = Self::new(trainer, tokenizer, data, folder, input, progress)?;
         // Shows now, and not after an hour, that the folder can hold a checkpoint.
         run.save()?;
