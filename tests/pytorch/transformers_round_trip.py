@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -23,22 +22,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitNetForCausalLM
 
-ROOT = Path(__file__).parents[2]
+from programs import CORPUS, ROOT, command
+
 FIXTURE = ROOT / "tests" / "fixtures" / "transformers"
-CORPUS = ROOT / "trainer" / "corpus" / "austen.txt"
 LENGTHS = (1, 7, 33, 64)
 # Where no activation lies near a rounding boundary; and where one crosses it, one int8 step that later positions carry on.
 CLOSE, FAR, FAR_MEAN, MARGIN = 1e-4, 0.5, 0.02, 0.1
 SHAPE = ["model.attention=grouped", "model.hidden_size=48", "model.n_layers=2", "model.n_heads=4", "model.n_kv_heads=2"]
 SHAPE += ["model.head_dim=12", "model.intermediate_size=88", "model.max_seq_len=128"]
-
-
-def command(program: str, *args) -> str:
-    path = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / program
-    done = subprocess.run([path, *map(str, args)], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{program} failed:\n{done.stderr}")
-    return done.stdout
 
 
 def fit(out: Path, *more):

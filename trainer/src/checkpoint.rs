@@ -22,7 +22,7 @@ use crate::config_file::to_toml;
 use crate::config_json;
 use crate::error::{Error, Result};
 use crate::files::write_bytes;
-use crate::init::Masters;
+use crate::init::{Masters, SIDECARS};
 use crate::model::Model;
 use crate::optim::{AdamW, Moments};
 use crate::param::Param;
@@ -133,8 +133,8 @@ impl RunFolder {
             "metrics.jsonl",
             "loss.svg",
         ];
-        for path in names.map(|name| self.file(name)) {
-            remove_file(&path)?;
+        for name in names.iter().chain(&SIDECARS) {
+            remove_file(&self.file(name))?;
         }
         self.remove_copy(BEST)?;
         self.drop_copies(0)
@@ -155,6 +155,11 @@ impl RunFolder {
         let copy = Self::new(self.file(name));
         fs::create_dir_all(&copy.path).map_err(Error::io(&copy.path, "create"))?;
         copy.save_description(settings, tokenizer)?;
+        for name in SIDECARS.iter().chain(&["config.json"]) {
+            if let Ok(bytes) = fs::read(self.file(name)) {
+                write_bytes(&copy.file(name), &bytes)?;
+            }
+        }
         copy.save_model(model)
     }
 
@@ -180,7 +185,7 @@ impl RunFolder {
     /// Removes what [`RunFolder::save_copy`] wrote, and the folder if nothing else is in it.
     fn remove_copy(&self, name: &str) -> Result<()> {
         let copy = Self::new(self.file(name));
-        for file in COPY_FILES {
+        for file in COPY_FILES.iter().chain(&SIDECARS) {
             remove_file(&copy.file(file))?;
         }
         match fs::remove_dir(&copy.path) {

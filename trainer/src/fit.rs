@@ -220,8 +220,12 @@ impl<'a> Run<'a> {
         check_export(options, &settings)?;
         let memory = check_memory(options, &settings, &data)?;
         let trainer = trainer(&settings, init, data.train.end_of_text, memory.keep)?;
+        let inherited = init.map(Masters::inherited).transpose()?;
         folder.clear()?;
         folder.save_description(&settings, &tokenizer)?;
+        if let Some(inherited) = inherited {
+            inherited.save(&folder)?;
+        }
         let run = Self::new(trainer, tokenizer, data, folder, input, memory, progress)?;
         // Shows now, and not after an hour, that the folder can hold a checkpoint.
         run.save()?;

@@ -271,6 +271,34 @@ fn a_run_may_replace_its_own_start() {
     assert!(before == fs::read(place.path("run/model.safetensors")).unwrap());
 }
 
+/// Begin and end of a text and what chats need stay with the model, also in the copy of the best one, and
+/// go when another run takes the folder.
+#[test]
+fn what_is_known_of_texts_stays() {
+    let place = Place::new();
+    let source = place.path("source");
+    fs::create_dir(&source).unwrap();
+    for name in ["config.json", "model.safetensors", "generation_config.json"] {
+        fs::copy(fixture("bitnet_online_f32").join(name), source.join(name)).unwrap();
+    }
+    fs::write(source.join("chat_template.jinja"), "{{ bos_token }}").unwrap();
+    let start = from(&source, Some(place.tokenizer(320)), &[]).unwrap();
+    place.fit("run", start, None).unwrap();
+    for folder in ["run", "run/best"] {
+        let read = |name: &str| fs::read_to_string(place.path(folder).join(name)).unwrap();
+        let config: Value = serde_json::from_str(&read("config.json")).unwrap();
+        assert_eq!(
+            (&config["bos_token_id"], &config["eos_token_id"]),
+            (&1.into(), &2.into())
+        );
+        assert_eq!(read("chat_template.jinja"), "{{ bos_token }}");
+        assert!(read("generation_config.json").contains("eos_token_id"));
+    }
+    RunFolder::new(place.path("run")).clear().unwrap();
+    assert!(!place.path("run/chat_template.jinja").exists());
+    assert!(!place.path("run/best").exists());
+}
+
 /// Trained in full precision first: the same weights, from then on with quantisers.
 #[test]
 fn full_precision_weights_go_on_with_quantisers() {
