@@ -16,7 +16,7 @@ use bitnet_formats::{ModelConfig, Preset};
 
 use crate::checkpoint::RunFolder;
 use crate::config_json;
-use crate::data::{Input, check_end_of_text};
+use crate::data::{Input, check_tokenizer};
 use crate::error::{Error, Result};
 use crate::files::write_bytes;
 use crate::keys::KEYS;
@@ -249,7 +249,7 @@ impl Masters {
         };
         self.check_vocabulary(&tokenizer)?;
         if let Input::Documents(documents) = input {
-            check_end_of_text(&tokenizer, documents.has_many())?;
+            check_tokenizer(&tokenizer, documents.needs())?;
         }
         Ok(tokenizer)
     }
