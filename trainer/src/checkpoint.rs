@@ -16,13 +16,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bitnet_formats::ModelConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::config_file::to_toml;
 use crate::config_json;
 use crate::error::{Error, Result};
 use crate::files::write_bytes;
+use crate::init::Masters;
 use crate::model::Model;
 use crate::optim::{AdamW, Moments};
 use crate::param::Param;
@@ -53,6 +53,39 @@ pub struct RunState {
     pub settings: Settings,
     /// [`crate::data::Input::fingerprint`].
     pub text_fingerprint: String,
+}
+
+/// The run that a folder holds.
+#[derive(Debug)]
+pub struct SavedRun {
+    /// Where it stands.
+    pub state: RunState,
+    file: TensorFile,
+}
+
+impl SavedRun {
+    /// Reads weights and moments, one tensor at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Checkpoint`], naming the file and the tensor.
+    pub fn load(&self) -> Result<(Model<f32>, AdamW)> {
+        let (file, train) = (&self.file, &self.state.settings.train);
+        let mut model = Model::new(self.state.settings.model, train.quantize);
+        let parts = ["weight/", "m/", "v/"];
+        file.check_names(names(&model, &parts))?;
+        for param in model.params_mut() {
+            file.read_into(&format!("weight/{}", param.name), param)?;
+        }
+        let betas = (train.beta1, train.beta2);
+        let mut adam = AdamW::new(&model, betas, train.eps, train.decay_embedding);
+        for (param, Moments { m, v }) in model.params().into_iter().zip(&mut adam.moments) {
+            file.read_values(&format!("m/{}", param.name), &param.shape(), m)?;
+            file.read_values(&format!("v/{}", param.name), &param.shape(), v)?;
+        }
+        model.refresh();
+        Ok((model, adam))
+    }
 }
 
 /// The folder of a run.
@@ -222,55 +255,39 @@ impl RunFolder {
         tensor_file::write(&path, &tensors, (STATE_KEY, &json))
     }
 
+    /// Opens the run to go on with; nothing of its tensors is read yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Checkpoint`], naming the file.
+    pub fn open_state(&self) -> Result<SavedRun> {
+        let file = TensorFile::open(&self.file("state.safetensors"))?;
+        let state = run_state(&file)?;
+        Ok(SavedRun { file, state })
+    }
+
     /// Reads the run to go on with.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] or [`Error::Checkpoint`], naming the file and the tensor.
+    /// As [`RunFolder::open_state`] and [`SavedRun::load`].
     pub fn load_state(&self) -> Result<(RunState, Model<f32>, AdamW)> {
-        let path = self.file("state.safetensors");
-        let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
-        let file = TensorFile::open(&path, &bytes)?;
-        let state = run_state(&file)?;
-        let train = &state.settings.train;
-        let mut model = Model::new(state.settings.model, train.quantize);
-        let parts = ["weight/", "m/", "v/"];
-        file.check_names(names(&model, &parts))?;
-        for param in model.params_mut() {
-            file.read_into(&format!("weight/{}", param.name), param)?;
-        }
-        let betas = (train.beta1, train.beta2);
-        let mut adam = AdamW::new(&model, betas, train.eps, train.decay_embedding);
-        for (param, Moments { m, v }) in model.params().into_iter().zip(&mut adam.moments) {
-            *m = file.read(&format!("m/{}", param.name), &param.shape())?;
-            *v = file.read(&format!("v/{}", param.name), &param.shape())?;
-        }
-        model.refresh();
-        Ok((state, model, adam))
+        let saved = self.open_state()?;
+        let (model, adam) = saved.load()?;
+        Ok((saved.state, model, adam))
     }
 
     /// Reads a model and its tokenizer, as `eval` and `sample` do.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] or [`Error::Checkpoint`], naming the file and the tensor.
+    /// As [`Masters::open`] and [`Masters::load_into`]; [`Error::Checkpoint`] for files of two models.
     pub fn load_model(&self) -> Result<(Model<f32>, Tokenizer)> {
-        let path = self.file("config.json");
-        let json = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-        let (config, quantize) =
-            config_json::read(&json).map_err(|problem| Error::checkpoint(&path, problem))?;
+        let masters = Masters::open(&self.path)?;
         let tokenizer = self.load_tokenizer()?;
-        self.check_vocabulary(&tokenizer, &config)?;
-        let path = self.file("model.safetensors");
-        let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
-        let file = TensorFile::open(&path, &bytes)?;
-        let mut model = Model::new(config, quantize);
-        file.check_names(names(&model, &[""]))?;
-        for param in model.params_mut() {
-            let name = param.name.clone();
-            file.read_into(&name, param)?;
-        }
-        model.refresh();
+        masters.check_vocabulary(&tokenizer)?;
+        let mut model = Model::new(*masters.model(), masters.quantized());
+        masters.load_into(&mut model)?;
         Ok((model, tokenizer))
     }
 
@@ -281,17 +298,6 @@ impl RunFolder {
     /// [`Error::Io`] or [`Error::Checkpoint`].
     pub fn load_tokenizer(&self) -> Result<Tokenizer> {
         Tokenizer::from_file(&self.file("tokenizer.json"))
-    }
-
-    fn check_vocabulary(&self, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<()> {
-        let (ids, rows) = (tokenizer.vocab_size(), config.vocab_size);
-        if ids <= rows {
-            return Ok(());
-        }
-        Err(Error::checkpoint(
-            &self.file("tokenizer.json"),
-            format!("has {ids} ids, but config.json says vocab_size {rows}: files of two models"),
-        ))
     }
 }
 
@@ -312,7 +318,7 @@ fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
-fn run_state(file: &TensorFile<'_>) -> Result<RunState> {
+fn run_state(file: &TensorFile) -> Result<RunState> {
     let json = file.metadata(STATE_KEY).ok_or_else(|| {
         file.problem("has no settings of a run; it was not written by bitnet-trainer fit")
     })?;

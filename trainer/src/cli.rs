@@ -12,12 +12,14 @@ use clap::{Args, Parser, Subcommand};
 use crate::checkpoint::RunFolder;
 use crate::config_file::ConfigFile;
 use crate::corpus::DataOptions;
-use crate::data::{EncodedText, Input};
+use crate::data::{EncodedText, Input, TokenDataset};
 use crate::error::{Error, Result};
 use crate::eval::evaluate;
 use crate::fit::{FitOptions, Outcome, Start, fit, resolve, thread_pool};
+use crate::init::Masters;
 use crate::keys::{self, KEYS};
-use crate::memory::MemoryEstimate;
+use crate::memory::{MemoryEstimate, Surroundings, mib};
+use crate::model::Keep;
 use crate::prepare::{PrepareOptions, prepare};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -37,7 +39,7 @@ pub struct Cli {
 enum Command {
     /// Train a model on text.
     #[command(after_long_help = settings_help())]
-    Fit(FitArgs),
+    Fit(Box<FitArgs>),
     /// Turn a corpus into tokens on disk, for fit to read window by window: for texts larger than
     /// memory, and to encode a text once.
     Prepare(PrepareArgs),
@@ -138,6 +140,11 @@ struct FitArgs {
     /// bpe:2048]. Where there are several documents, an id for the end of a text comes with it.
     #[arg(long, value_name = "KIND", conflicts_with = "resume")]
     tokenizer: Option<TokenizerKind>,
+    /// Checkpoint of master weights to start from: a folder that fit wrote, or a public BitNet checkpoint
+    /// (config.json and safetensors, f32, f16 or bf16). Shape and tokenizer come with it; the optimiser
+    /// starts anew, with batch and context of the preset tiny and the recipe mission unless told otherwise.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["resume", "preset"])]
+    init: Option<PathBuf>,
     /// Optimiser steps [default: the preset's]; warm-up and evaluations follow. With --resume it makes
     /// the run longer: the schedule of the learning rate is then that of so many steps.
     #[arg(long, value_name = "N")]
@@ -166,13 +173,17 @@ struct FitArgs {
     /// Replace the run in --out.
     #[arg(long, conflicts_with = "resume")]
     overwrite: bool,
-    /// Save and stop after this step, as Ctrl-C would.
+    /// Save and stop after this step, as Ctrl-C would; 0 writes the weights that training would begin
+    /// with.
     #[arg(long, value_name = "STEP")]
     stop_at: Option<u64>,
     /// Pack the model into this .btn file when the run ends: the best evaluation's, or the last where
     /// train.keep_best is false. A file that is there is replaced.
     #[arg(long, value_name = "FILE")]
     export: Option<PathBuf>,
+    /// Start even if the run seems not to fit in memory.
+    #[arg(long)]
+    ignore_memory: bool,
     /// Print parameters, settings and memory, and stop before training.
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
@@ -252,10 +263,12 @@ fn run_fit(args: &FitArgs) -> anyhow::Result<()> {
     let start = match args.resume {
         true => Start::Resume { steps: args.steps },
         false => {
-            let (settings, tokenizer) = args.settings()?;
+            let init = args.masters()?;
+            let (settings, tokenizer) = args.settings(init.as_ref())?;
             Start::Fresh {
                 settings: Box::new(settings),
                 tokenizer,
+                init: init.map(Arc::new),
                 overwrite: args.overwrite,
             }
         }
@@ -267,6 +280,7 @@ fn run_fit(args: &FitArgs) -> anyhow::Result<()> {
         threads: args.threads.map_or_else(all_cores, Ok)?,
         stop_at: args.stop_at,
         export: args.export.clone(),
+        ignore_memory: args.ignore_memory,
     };
     let stop = stop_on_interrupt()?;
     let outcome = fit(&options, &stop, &mut Progress::new())?;
@@ -312,15 +326,26 @@ fn ending(outcome: &Outcome, out: &Path) -> String {
 }
 
 impl FitArgs {
-    /// Settings and tokenizer: the preset, the recipe, the file, the flags, `--set`.
-    fn settings(&self) -> Result<(Settings, Option<TokenizerKind>)> {
+    fn masters(&self) -> Result<Option<Masters>> {
+        self.init.as_deref().map(Masters::open).transpose()
+    }
+
+    /// Settings and tokenizer: the preset or the checkpoint, the recipe, the file, the flags, `--set`.
+    fn settings(&self, init: Option<&Masters>) -> Result<(Settings, Option<TokenizerKind>)> {
         let file = self.config.as_deref().map(ConfigFile::read).transpose()?;
         let named = |flag: &Option<String>, name: &str| {
             let in_file = || file.as_ref().and_then(|file| file.flag(name));
             flag.as_deref().or_else(in_file).map(str::to_owned)
         };
         let preset = named(&self.preset, "preset");
-        let mut settings = Settings::preset(preset_named(preset.as_deref().unwrap_or("tiny"))?);
+        let mut settings = match (init, preset) {
+            (None, preset) => Settings::preset(preset_named(preset.as_deref().unwrap_or("tiny"))?),
+            (Some(masters), None) => masters.settings(),
+            (Some(_), Some(_)) => {
+                let message = "preset: --init brings its shape; leave the preset out";
+                return Err(Error::Usage(message.into()));
+            }
+        };
         if let Some(name) = named(&self.recipe, "recipe") {
             Recipe::from_name(&name)?.apply(&mut settings.train);
         }
@@ -361,31 +386,47 @@ fn preset_named(name: &str) -> Result<Preset> {
     })
 }
 
-fn dry_run(args: &FitArgs) -> Result<String> {
+fn dry_run(args: &FitArgs) -> anyhow::Result<String> {
     let input = Input::read(&args.data.options())?;
-    let (settings, tokenizer) = args.settings()?;
-    let (settings, _) = resolve(&settings, tokenizer.as_ref(), &input)?;
-    let memory = MemoryEstimate::new(&settings);
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let init = args.masters()?;
+    let (settings, tokenizer) = args.settings(init.as_ref())?;
+    let (settings, tokenizer) = resolve(&settings, tokenizer.as_ref(), init.as_ref(), &input)?;
+    let data = TokenDataset::new(&tokenizer, &input, &settings.train)?;
+    let pool = thread_pool(args.threads.map_or_else(all_cores, Ok)?)?;
+    let around = pool.install(|| Surroundings::now(&data));
+    Ok(dry_run_text(
+        &settings,
+        &MemoryEstimate::choose(&settings, &around),
+    ))
+}
+
+fn dry_run_text(settings: &Settings, memory: &MemoryEstimate) -> String {
+    let bytes = |n: u64| format!("{n} bytes ({})", mib(n));
+    let activations = match memory.keep {
+        Keep::Activations => "all kept",
+        Keep::Inputs => "computed again in the backward pass",
+    };
     let mut out = String::new();
-    let _ = writeln!(out, "parameters     {}", memory.parameters);
-    let _ = writeln!(out, "vocabulary     {}", settings.model.vocab_size);
-    let _ = writeln!(out, "tokens/step    {}", settings.train.tokens_per_step());
-    let _ = writeln!(out, "steps          {}", settings.train.steps);
-    let _ = writeln!(out, "memory         {:.0} MiB", mib(memory.total_bytes()));
-    let _ = writeln!(out, "  weights      {:.0} MiB", mib(memory.weight_bytes));
-    let _ = writeln!(
-        out,
-        "  activations  {:.0} MiB",
-        mib(memory.activation_bytes)
-    );
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(out, "{name:<14} {value}");
+    };
+    line("parameters", memory.parameters.to_string());
+    line("vocabulary", settings.model.vocab_size.to_string());
+    line("tokens/step", settings.train.tokens_per_step().to_string());
+    line("steps", settings.train.steps.to_string());
+    line("memory", bytes(memory.total_bytes()));
+    line("  weights", bytes(memory.weight_bytes));
+    let of_training = bytes(memory.activation_bytes);
+    line("  activations", format!("{of_training}, {activations}"));
+    line("  evaluation", bytes(memory.evaluation_bytes));
+    line("  text, program", bytes(memory.held_bytes));
     out.push('\n');
     for key in KEYS {
         if let Some(value) = key.value(&settings) {
             let _ = writeln!(out, "{}={value}", key.name);
         }
     }
-    Ok(out)
+    out
 }
 
 fn run_eval(args: &EvalArgs) -> anyhow::Result<String> {
