@@ -348,13 +348,13 @@ fn every_rule_has_its_error() {
             "packed length",
             |b| {
                 b[tensor(3) + 4] = 2;
-                b[tensor(3) + 24] = 1;
+                b[tensor(3) + 24] = 0;
             },
             tensor_problem(
                 3,
                 TensorProblem::Place {
-                    expected: (2_944, 2),
-                    found: (2_944, 1),
+                    expected: (2_944, 1),
+                    found: (2_944, 0),
                 },
             ),
         ),
