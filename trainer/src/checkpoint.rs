@@ -55,6 +55,39 @@ pub struct RunState {
     pub text_fingerprint: String,
 }
 
+/// The run that a folder holds.
+#[derive(Debug)]
+pub struct SavedRun {
+    /// Where it stands.
+    pub state: RunState,
+    file: TensorFile,
+}
+
+impl SavedRun {
+    /// Reads weights and moments, one tensor at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Checkpoint`], naming the file and the tensor.
+    pub fn load(&self) -> Result<(Model<f32>, AdamW)> {
+        let (file, train) = (&self.file, &self.state.settings.train);
+        let mut model = Model::new(self.state.settings.model, train.quantize);
+        let parts = ["weight/", "m/", "v/"];
+        file.check_names(names(&model, &parts))?;
+        for param in model.params_mut() {
+            file.read_into(&format!("weight/{}", param.name), param)?;
+        }
+        let betas = (train.beta1, train.beta2);
+        let mut adam = AdamW::new(&model, betas, train.eps, train.decay_embedding);
+        for (param, Moments { m, v }) in model.params().into_iter().zip(&mut adam.moments) {
+            file.read_values(&format!("m/{}", param.name), &param.shape(), m)?;
+            file.read_values(&format!("v/{}", param.name), &param.shape(), v)?;
+        }
+        model.refresh();
+        Ok((model, adam))
+    }
+}
+
 /// The folder of a run.
 #[derive(Clone, Debug)]
 pub struct RunFolder {
@@ -227,31 +260,26 @@ impl RunFolder {
         tensor_file::write(&path, &tensors, (STATE_KEY, &json))
     }
 
+    /// Opens the run to go on with; nothing of its tensors is read yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Checkpoint`], naming the file.
+    pub fn open_state(&self) -> Result<SavedRun> {
+        let file = TensorFile::open(&self.file("state.safetensors"))?;
+        let state = run_state(&file)?;
+        Ok(SavedRun { file, state })
+    }
+
     /// Reads the run to go on with.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] or [`Error::Checkpoint`], naming the file and the tensor.
+    /// As [`RunFolder::open_state`] and [`SavedRun::load`].
     pub fn load_state(&self) -> Result<(RunState, Model<f32>, AdamW)> {
-        let path = self.file("state.safetensors");
-        let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
-        let file = TensorFile::open(&path, &bytes)?;
-        let state = run_state(&file)?;
-        let train = &state.settings.train;
-        let mut model = Model::new(state.settings.model, train.quantize);
-        let parts = ["weight/", "m/", "v/"];
-        file.check_names(names(&model, &parts))?;
-        for param in model.params_mut() {
-            file.read_into(&format!("weight/{}", param.name), param)?;
-        }
-        let betas = (train.beta1, train.beta2);
-        let mut adam = AdamW::new(&model, betas, train.eps, train.decay_embedding);
-        for (param, Moments { m, v }) in model.params().into_iter().zip(&mut adam.moments) {
-            *m = file.read(&format!("m/{}", param.name), &param.shape())?;
-            *v = file.read(&format!("v/{}", param.name), &param.shape())?;
-        }
-        model.refresh();
-        Ok((state, model, adam))
+        let saved = self.open_state()?;
+        let (model, adam) = saved.load()?;
+        Ok((saved.state, model, adam))
     }
 
     /// Reads a model and its tokenizer, as `eval` and `sample` do.
@@ -295,7 +323,7 @@ fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
-fn run_state(file: &TensorFile<'_>) -> Result<RunState> {
+fn run_state(file: &TensorFile) -> Result<RunState> {
     let json = file.metadata(STATE_KEY).ok_or_else(|| {
         file.problem("has no settings of a run; it was not written by bitnet-trainer fit")
     })?;

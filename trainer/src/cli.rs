@@ -12,13 +12,14 @@ use clap::{Args, Parser, Subcommand};
 use crate::checkpoint::RunFolder;
 use crate::config_file::ConfigFile;
 use crate::corpus::DataOptions;
-use crate::data::{EncodedText, Input};
+use crate::data::{EncodedText, Input, TokenDataset};
 use crate::error::{Error, Result};
 use crate::eval::evaluate;
 use crate::fit::{FitOptions, Outcome, Start, fit, resolve, thread_pool};
 use crate::init::Masters;
 use crate::keys::{self, KEYS};
-use crate::memory::MemoryEstimate;
+use crate::memory::{MemoryEstimate, Surroundings, mib};
+use crate::model::Keep;
 use crate::prepare::{PrepareOptions, prepare};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -180,6 +181,9 @@ struct FitArgs {
     /// train.keep_best is false. A file that is there is replaced.
     #[arg(long, value_name = "FILE")]
     export: Option<PathBuf>,
+    /// Start even if the run seems not to fit in memory.
+    #[arg(long)]
+    ignore_memory: bool,
     /// Print parameters, settings and memory, and stop before training.
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
@@ -276,6 +280,7 @@ fn run_fit(args: &FitArgs) -> anyhow::Result<()> {
         threads: args.threads.map_or_else(all_cores, Ok)?,
         stop_at: args.stop_at,
         export: args.export.clone(),
+        ignore_memory: args.ignore_memory,
     };
     let stop = stop_on_interrupt()?;
     let outcome = fit(&options, &stop, &mut Progress::new())?;
@@ -381,32 +386,47 @@ fn preset_named(name: &str) -> Result<Preset> {
     })
 }
 
-fn dry_run(args: &FitArgs) -> Result<String> {
+fn dry_run(args: &FitArgs) -> anyhow::Result<String> {
     let input = Input::read(&args.data.options())?;
     let init = args.masters()?;
     let (settings, tokenizer) = args.settings(init.as_ref())?;
-    let (settings, _) = resolve(&settings, tokenizer.as_ref(), init.as_ref(), &input)?;
-    let memory = MemoryEstimate::new(&settings);
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let (settings, tokenizer) = resolve(&settings, tokenizer.as_ref(), init.as_ref(), &input)?;
+    let data = TokenDataset::new(&tokenizer, &input, &settings.train)?;
+    let pool = thread_pool(args.threads.map_or_else(all_cores, Ok)?)?;
+    let around = pool.install(|| Surroundings::now(&data));
+    Ok(dry_run_text(
+        &settings,
+        &MemoryEstimate::choose(&settings, &around),
+    ))
+}
+
+fn dry_run_text(settings: &Settings, memory: &MemoryEstimate) -> String {
+    let bytes = |n: u64| format!("{n} bytes ({})", mib(n));
+    let activations = match memory.keep {
+        Keep::Activations => "all kept",
+        Keep::Inputs => "computed again in the backward pass",
+    };
     let mut out = String::new();
-    let _ = writeln!(out, "parameters     {}", memory.parameters);
-    let _ = writeln!(out, "vocabulary     {}", settings.model.vocab_size);
-    let _ = writeln!(out, "tokens/step    {}", settings.train.tokens_per_step());
-    let _ = writeln!(out, "steps          {}", settings.train.steps);
-    let _ = writeln!(out, "memory         {:.0} MiB", mib(memory.total_bytes()));
-    let _ = writeln!(out, "  weights      {:.0} MiB", mib(memory.weight_bytes));
-    let _ = writeln!(
-        out,
-        "  activations  {:.0} MiB",
-        mib(memory.activation_bytes)
-    );
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(out, "{name:<14} {value}");
+    };
+    line("parameters", memory.parameters.to_string());
+    line("vocabulary", settings.model.vocab_size.to_string());
+    line("tokens/step", settings.train.tokens_per_step().to_string());
+    line("steps", settings.train.steps.to_string());
+    line("memory", bytes(memory.total_bytes()));
+    line("  weights", bytes(memory.weight_bytes));
+    let of_training = bytes(memory.activation_bytes);
+    line("  activations", format!("{of_training}, {activations}"));
+    line("  evaluation", bytes(memory.evaluation_bytes));
+    line("  text, program", bytes(memory.held_bytes));
     out.push('\n');
     for key in KEYS {
-        if let Some(value) = key.value(&settings) {
+        if let Some(value) = key.value(settings) {
             let _ = writeln!(out, "{}={value}", key.name);
         }
     }
-    Ok(out)
+    out
 }
 
 fn run_eval(args: &EvalArgs) -> anyhow::Result<String> {

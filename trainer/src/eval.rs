@@ -18,6 +18,8 @@ use serde::Serialize;
 
 use crate::data::EncodedText;
 use crate::error::{Error, Result};
+use crate::memory::heads_at_once;
+use crate::model::sequence::parts;
 use crate::model::{Model, Sequence};
 
 /// What an evaluation finds.
@@ -43,7 +45,7 @@ fn windows(len: usize, context: usize) -> impl Iterator<Item = (usize, usize)> {
     starts.map(move |start| (start, context.min(len - 1 - start)))
 }
 
-/// Evaluates on the current rayon pool; a thread owns whole windows.
+/// Evaluates on the current rayon pool, as many windows at a time as fill it.
 ///
 /// # Errors
 ///
@@ -52,15 +54,21 @@ fn windows(len: usize, context: usize) -> impl Iterator<Item = (usize, usize)> {
 pub fn evaluate(model: &Model<f32>, text: &EncodedText, context: usize) -> Result<Evaluation> {
     check(model, text, context)?;
     let windows: Vec<_> = windows(text.tokens.len(), context).collect();
-    let losses: Vec<_> = windows
-        .into_par_iter()
-        .map_init(
-            || None,
-            |buffer, window| window_loss(model, text, window, buffer),
-        )
-        .collect();
-    let losses: Result<Vec<f64>> = losses.into_iter().collect();
-    let sum: f64 = losses?.iter().sum();
+    let threads = rayon::current_num_threads();
+    let at_once = sequences_at_once(threads, windows[0].1).min(windows.len());
+    let heads = heads_at_once(model.config(), threads, at_once);
+    let mut buffers: Vec<_> = (0..at_once).map(|_| None).collect();
+    let mut sum = 0.0;
+    for round in windows.chunks(at_once) {
+        let losses: Vec<_> = buffers
+            .par_iter_mut()
+            .zip(round)
+            .map(|(buffer, window)| window_loss(model, text, *window, heads, buffer))
+            .collect();
+        for loss in losses {
+            sum += loss?;
+        }
+    }
     if !sum.is_finite() {
         return Err(Error::Data("the loss is infinite or not a number".into()));
     }
@@ -74,6 +82,13 @@ pub fn evaluate(model: &Model<f32>, text: &EncodedText, context: usize) -> Resul
         perplexity: nats_per_token.exp(),
         bits_per_byte: sum / (std::f64::consts::LN_2 * text.bytes as f64),
     })
+}
+
+/// Sequences of `len` tokens that keep so many threads busy: each has work for as many as it has
+/// parts.
+#[must_use]
+pub fn sequences_at_once(threads: usize, len: usize) -> usize {
+    threads.div_ceil(parts(len).count().max(1))
 }
 
 fn check(model: &Model<f32>, text: &EncodedText, context: usize) -> Result<()> {
@@ -96,12 +111,18 @@ fn window_loss(
     model: &Model<f32>,
     text: &EncodedText,
     (start, count): (usize, usize),
+    heads: usize,
     buffer: &mut Option<Sequence<f32>>,
 ) -> Result<f64> {
     let ids = text.tokens.read(start, count + 1)?;
     let seq = match buffer.take() {
         Some(seq) if seq.len() == count => seq,
-        _ => Sequence::to_evaluate(model.config(), count).divided_by(text.end_of_text),
+        old => {
+            drop(old);
+            Sequence::to_evaluate(model.config(), count)
+                .divided_by(text.end_of_text)
+                .with_heads(heads)
+        }
     };
     let loss = model.loss(&ids[..count], &ids[1..], buffer.insert(seq));
     loss.map_err(|e| Error::Data(e.to_string()))

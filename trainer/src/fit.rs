@@ -16,8 +16,9 @@ use crate::eval::{Evaluation, evaluate};
 use crate::export;
 use crate::history::{best, norm_limit};
 use crate::init::Masters;
+use crate::memory::{MemoryEstimate, Surroundings};
 use crate::metrics::{MetricsLog, Record};
-use crate::model::Model;
+use crate::model::{Keep, Model};
 use crate::plot::loss_svg;
 use crate::progress::Progress;
 use crate::sample::{SampleOptions, sample};
@@ -45,6 +46,8 @@ pub struct FitOptions {
     pub stop_at: Option<u64>,
     /// Where the finished model goes as a `.btn` file.
     pub export: Option<PathBuf>,
+    /// Start even if the run seems not to fit in memory.
+    pub ignore_memory: bool,
 }
 
 /// How a run begins.
@@ -99,6 +102,7 @@ struct Run<'a> {
     metrics: MetricsLog,
     fingerprint: String,
     prompt: String,
+    memory: MemoryEstimate,
     progress: &'a mut Progress,
 }
 
@@ -139,9 +143,12 @@ pub fn fit(options: &FitOptions, stop: &AtomicBool, progress: &mut Progress) -> 
             Start::Resume { steps } => Run::resume(options, *steps, &input, progress)?,
         };
         let outcome = run.train(options.stop_at, stop)?;
+        run.progress.memory(&run.memory);
+        let model = run.model_to_export();
+        drop(run);
         match (&options.export, outcome) {
             (None, _) | (_, Outcome::Stopped { .. }) => {}
-            (Some(file), _) => export::export(&run.model_to_export(), file)?,
+            (Some(file), _) => export::export(&model, file)?,
         }
         Ok(outcome)
     })
@@ -211,14 +218,15 @@ impl<'a> Run<'a> {
         let folder = RunFolder::new(&options.out);
         let data = TokenDataset::new(&tokenizer, input, &settings.train)?;
         check_export(options, &settings)?;
-        let trainer = trainer(&settings, init, data.train.end_of_text)?;
+        let memory = check_memory(options, &settings, &data)?;
+        let trainer = trainer(&settings, init, data.train.end_of_text, memory.keep)?;
         let inherited = init.map(Masters::inherited).transpose()?;
         folder.clear()?;
         folder.save_description(&settings, &tokenizer)?;
         if let Some(inherited) = inherited {
             inherited.save(&folder)?;
         }
-        let run = Self::new(trainer, tokenizer, data, folder, input, progress)?;
+        let run = Self::new(trainer, tokenizer, data, folder, input, memory, progress)?;
         // Shows now, and not after an hour, that the folder can hold a checkpoint.
         run.save()?;
         Ok(run)
@@ -237,10 +245,11 @@ impl<'a> Run<'a> {
                 options.out.display()
             )));
         }
-        let (mut state, model, adam) = folder.load_state()?;
+        let mut saved = folder.open_state()?;
         if let Some(steps) = steps {
-            extend(&mut state, steps)?;
+            extend(&mut saved.state, steps)?;
         }
+        let state = &saved.state;
         if input.fingerprint() != state.text_fingerprint {
             return Err(Error::Data(format!(
                 "--data: the text is not the one that the run in {} began with; give the same files \
@@ -251,12 +260,15 @@ impl<'a> Run<'a> {
         let tokenizer = folder.load_tokenizer()?;
         let data = TokenDataset::new(&tokenizer, input, &state.settings.train)?;
         check_export(options, &state.settings)?;
-        folder.save_settings(&state.settings)?;
+        let memory = check_memory(options, &state.settings, &data)?;
+        let (model, adam) = saved.load()?;
+        let RunState { settings, step, .. } = saved.state;
+        folder.save_settings(&settings)?;
         // An interrupted save may have left the model of an earlier step.
         folder.save_model(&model)?;
         let end_of_text = data.train.end_of_text;
-        let trainer = Trainer::resume(state.settings, end_of_text, model, adam, state.step);
-        Self::new(trainer, tokenizer, data, folder, input, progress)
+        let trainer = Trainer::resume(settings, end_of_text, memory.keep, model, adam, step);
+        Self::new(trainer, tokenizer, data, folder, input, memory, progress)
     }
 
     fn new(
@@ -265,6 +277,7 @@ impl<'a> Run<'a> {
         data: TokenDataset,
         folder: RunFolder,
         input: &Input,
+        memory: MemoryEstimate,
         progress: &'a mut Progress,
     ) -> Result<Self> {
         let metrics = MetricsLog::open(&folder.file("metrics.jsonl"), trainer.step())?;
@@ -278,6 +291,7 @@ impl<'a> Run<'a> {
             metrics,
             fingerprint: input.fingerprint(),
             prompt,
+            memory,
             progress,
         })
     }
@@ -420,13 +434,15 @@ fn trainer(
     settings: &Settings,
     init: Option<&Masters>,
     end_of_text: Option<u32>,
+    keep: Keep,
 ) -> Result<Trainer> {
     let Some(masters) = init else {
-        return Ok(Trainer::new(settings.clone(), end_of_text));
+        return Ok(Trainer::new(settings.clone(), end_of_text, keep));
     };
     let mut model = Model::new(settings.model, settings.train.quantize);
     masters.load_into(&mut model)?;
-    Ok(Trainer::starting_from(settings.clone(), end_of_text, model))
+    let settings = settings.clone();
+    Ok(Trainer::starting_from(settings, end_of_text, keep, model))
 }
 
 fn check_folder(options: &FitOptions, overwrite: bool) -> Result<()> {
@@ -445,6 +461,20 @@ fn check_export(options: &FitOptions, settings: &Settings) -> Result<()> {
         Some(file) => export::check(file, settings),
         None => Ok(()),
     }
+}
+
+/// What the run will hold; refuses one that does not fit.
+fn check_memory(
+    options: &FitOptions,
+    settings: &Settings,
+    data: &TokenDataset,
+) -> Result<MemoryEstimate> {
+    let around = Surroundings::now(data);
+    let memory = MemoryEstimate::choose(settings, &around);
+    if !options.ignore_memory {
+        memory.check(settings, &around)?;
+    }
+    Ok(memory)
 }
 
 /// Gives a run more steps. Warm-up, evaluations and checkpoints stay as they are; the learning rate

@@ -7,7 +7,7 @@ use bitnet_formats::{Activation, Attention};
 use crate::error::{Error, Result};
 use crate::held_out::SplitKind;
 use crate::schedule::ScheduleKind;
-use crate::settings::{OrderKind, Settings};
+use crate::settings::{CheckpointActivations, OrderKind, Settings};
 
 /// One setting: its name, what it means, and how a value reaches it.
 pub struct Key {
@@ -140,11 +140,7 @@ pub const KEYS: &[Key] = &[
         set: set_steps,
         get: |s| Some(s.train.steps.to_string()),
     },
-    key!(
-        "train.batch",
-        train.batch,
-        "sequences per micro-batch; threads beyond it idle"
-    ),
+    key!("train.batch", train.batch, "sequences per micro-batch"),
     key!(
         "train.context",
         train.context,
@@ -250,6 +246,13 @@ pub const KEYS: &[Key] = &[
         train.keep_last,
         "models of the last so many checkpoints are kept in step-N/; 0: none"
     ),
+    Key {
+        name: "train.checkpoint_activations",
+        help: "on: keep each block's input only and compute the rest again in the backward pass, for \
+               less memory; off; auto: on where the run does not fit otherwise. Same result",
+        set: set_checkpointing,
+        get: |s| name_of(&CHECKPOINTING, s.train.checkpoint_activations),
+    },
     key!(
         "train.sample_tokens",
         train.sample_tokens,
@@ -371,6 +374,17 @@ const ORDERS: [(&str, OrderKind); 2] = [
     ("shuffled", OrderKind::Shuffled),
 ];
 
+const CHECKPOINTING: [(&str, CheckpointActivations); 3] = [
+    ("auto", CheckpointActivations::Auto),
+    ("on", CheckpointActivations::On),
+    ("off", CheckpointActivations::Off),
+];
+
+fn set_checkpointing(settings: &mut Settings, value: &str) -> SetResult {
+    settings.train.checkpoint_activations = one_of(value, &CHECKPOINTING)?;
+    Ok(())
+}
+
 fn set_split(settings: &mut Settings, value: &str) -> SetResult {
     settings.train.split = one_of(value, &SPLITS)?;
     Ok(())
@@ -482,6 +496,7 @@ mod tests {
             let old = settings.clone();
             let values = [
                 "7", "0.375", "false", "true", "grouped", "silu", "linear", "tail", "shuffled",
+                "on",
             ];
             let changed = values.iter().any(|value| {
                 let mut at = old.clone();

@@ -37,6 +37,7 @@ pub mod sample;
 pub mod schedule;
 pub mod settings;
 pub mod shards;
+pub mod system;
 pub mod tensor;
 pub mod tensor_file;
 pub mod tokenizer;

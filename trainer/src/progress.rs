@@ -6,8 +6,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::corpus::Tally;
 use crate::data::TokenDataset;
+use crate::memory::{MemoryEstimate, mib};
 use crate::metrics::Record;
 use crate::settings::Settings;
+use crate::system;
 
 /// Plain lines per run, evaluations apart.
 const LINES: u64 = 40;
@@ -119,6 +121,14 @@ impl Progress {
                 "  | {}",
                 sample.trim_end().replace('\n', "\n  | ")
             ));
+        }
+    }
+
+    /// What the run held at most, where the system says so, and what was announced.
+    pub(crate) fn memory(&self, estimate: &MemoryEstimate) {
+        if let Some(peak) = system::peak_resident_bytes() {
+            let (peak, announced) = (mib(peak), mib(estimate.total_bytes()));
+            self.say(&format!("memory {peak} at most, {announced} announced"));
         }
     }
 

@@ -80,6 +80,9 @@ pub struct TrainSettings {
     /// Models of earlier checkpoints that are kept.
     #[serde(default)]
     pub keep_last: u64,
+    /// Whether activations are computed again in the backward pass, to save memory.
+    #[serde(default)]
+    pub checkpoint_activations: CheckpointActivations,
     /// Tokens of sample text at each evaluation; 0 for none.
     pub sample_tokens: usize,
     /// False trains the same network without quantisers, for comparison.
@@ -95,6 +98,19 @@ pub enum OrderKind {
     Random,
     /// Every window once an epoch, in an order that is drawn anew each epoch.
     Shuffled,
+}
+
+/// Whether activations are computed again in the backward pass. The result is the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointActivations {
+    /// Where a run does not fit without.
+    #[default]
+    Auto,
+    /// Yes: the least memory, a third more work.
+    On,
+    /// No: the least work.
+    Off,
 }
 
 impl Settings {
@@ -128,6 +144,7 @@ impl Settings {
             patience: 0,
             keep_best: true,
             keep_last: 0,
+            checkpoint_activations: CheckpointActivations::Auto,
             sample_tokens: 48,
             quantize: true,
         };

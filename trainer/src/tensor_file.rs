@@ -1,15 +1,17 @@
 //! safetensors files: written one tensor at a time, read with every check.
 //!
-//! The `safetensors` crate reads. It writes either from one copy of everything in memory or by a
-//! temporary file of its own, so the writer is here: eight bytes of header length, a JSON header,
-//! the tensors.
+//! The `safetensors` crate checks the header. It reads and writes from one copy of everything in
+//! memory, so reader and writer are here: eight bytes of header length, a JSON header, the tensors.
+//! Neither holds more of a tensor than a block.
 
-use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use bitnet_formats::float::{bf16_to_f32, f16_to_f32};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -77,27 +79,40 @@ fn write_values(out: &mut impl Write, values: &[f32]) -> io::Result<()> {
     Ok(())
 }
 
-/// A safetensors file in memory.
-pub struct TensorFile<'a> {
+/// Bytes of the longest header: that of the `safetensors` crate.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Bytes of a tensor that are in memory at a time; whole values of any width.
+const BLOCK_BYTES: usize = 1 << 20;
+
+/// An open safetensors file.
+#[derive(Debug)]
+pub struct TensorFile {
     path: PathBuf,
-    tensors: SafeTensors<'a>,
-    metadata: Option<std::collections::HashMap<String, String>>,
+    file: File,
+    header: Metadata,
+    /// Where the tensors begin.
+    data_start: u64,
 }
 
-impl<'a> TensorFile<'a> {
+impl TensorFile {
     /// Reads the header.
     ///
     /// # Errors
     ///
-    /// [`Error::Checkpoint`] if the file is cut short or no safetensors file.
-    pub fn open(path: &Path, bytes: &'a [u8]) -> Result<Self> {
-        let problem =
-            |e| Error::checkpoint(path, format!("damaged or not a safetensors file ({e})"));
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(problem)?;
+    /// [`Error::Io`]; [`Error::Checkpoint`] if the file is cut short or no safetensors file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut file = File::open(path).map_err(Error::io(path, "read"))?;
+        let (header, data_start) = read_header(&mut file).map_err(|e| match e.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                Error::checkpoint(path, format!("damaged or not a safetensors file ({e})"))
+            }
+            _ => Error::io(path, "read")(e),
+        })?;
         Ok(Self {
             path: path.to_path_buf(),
-            tensors: SafeTensors::deserialize(bytes).map_err(problem)?,
-            metadata: header.metadata().clone(),
+            file,
+            header,
+            data_start,
         })
     }
 
@@ -109,7 +124,8 @@ impl<'a> TensorFile<'a> {
     /// An entry of the metadata.
     #[must_use]
     pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.metadata.as_ref()?.get(key).map(String::as_str)
+        let metadata: &Option<HashMap<String, String>> = self.header.metadata();
+        metadata.as_ref()?.get(key).map(String::as_str)
     }
 
     /// Checks that the file holds these tensors and no other.
@@ -119,7 +135,7 @@ impl<'a> TensorFile<'a> {
     /// [`Error::Checkpoint`] naming a tensor that is missing or should not be there.
     pub fn check_names(&self, expected: impl Iterator<Item = String>) -> Result<()> {
         let expected: BTreeSet<String> = expected.collect();
-        let found: BTreeSet<String> = self.tensors.names().into_iter().map(Into::into).collect();
+        let found: BTreeSet<String> = self.header.tensors().into_keys().collect();
         if let Some(name) = expected.difference(&found).next() {
             return Err(self.problem(format!("tensor {name} is missing")));
         }
@@ -133,27 +149,11 @@ impl<'a> TensorFile<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Checkpoint`] naming the tensor.
+    /// [`Error::Checkpoint`] naming the tensor; [`Error::Io`].
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let tensor = self
-            .tensors
-            .tensor(name)
-            .map_err(|_| self.problem(format!("tensor {name} is missing")))?;
-        if tensor.shape() != shape {
-            let found = tensor.shape();
-            let problem = format!("tensor {name} has shape {found:?}, expected {shape:?}");
-            return Err(self.problem(problem));
-        }
-        let values = decode(tensor.dtype(), tensor.data()).ok_or_else(|| {
-            let dtype = tensor.dtype();
-            self.problem(format!(
-                "tensor {name} is {dtype:?}; F32, F16 or BF16 can be read"
-            ))
-        })?;
-        match values.iter().position(|x| !x.is_finite()) {
-            Some(at) => Err(self.problem(format!("tensor {name} holds {} at {at}", values[at]))),
-            None => Ok(values),
-        }
+        let mut values = vec![0.0; shape.iter().product()];
+        self.read_values(name, shape, &mut values)?;
+        Ok(values)
     }
 
     /// [`TensorFile::read`] into a parameter.
@@ -162,27 +162,100 @@ impl<'a> TensorFile<'a> {
     ///
     /// As [`TensorFile::read`].
     pub fn read_into(&self, name: &str, param: &mut Param<f32>) -> Result<()> {
-        let values = self.read(name, &param.shape())?;
-        flat_mut(&mut param.value).copy_from_slice(&values);
+        let shape = param.shape();
+        self.read_values(name, &shape, flat_mut(&mut param.value))
+    }
+
+    /// [`TensorFile::read`] into as many values as `shape` has.
+    ///
+    /// # Errors
+    ///
+    /// As [`TensorFile::read`].
+    pub fn read_values(&self, name: &str, shape: &[usize], values: &mut [f32]) -> Result<()> {
+        let info = self
+            .header
+            .info(name)
+            .ok_or_else(|| self.problem(format!("tensor {name} is missing")))?;
+        if info.shape != shape {
+            let found = &info.shape;
+            let problem = format!("tensor {name} has shape {found:?}, expected {shape:?}");
+            return Err(self.problem(problem));
+        }
+        let (dtype, start) = (info.dtype, self.data_start + info.data_offsets.0 as u64);
+        let Some(width) = width(dtype) else {
+            return Err(self.problem(format!(
+                "tensor {name} is {dtype:?}; F32, F16 or BF16 can be read"
+            )));
+        };
+        self.read_blocks(dtype, width, start, values)
+            .map_err(Error::io(&self.path, "read"))?;
+        match values.iter().position(|x| !x.is_finite()) {
+            Some(at) => Err(self.problem(format!("tensor {name} holds {} at {at}", values[at]))),
+            None => Ok(()),
+        }
+    }
+
+    fn read_blocks(
+        &self,
+        dtype: Dtype,
+        width: usize,
+        start: u64,
+        values: &mut [f32],
+    ) -> io::Result<()> {
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(start))?;
+        let mut block = vec![0; BLOCK_BYTES.min(width * values.len())];
+        for values in values.chunks_mut(BLOCK_BYTES / width) {
+            let bytes = &mut block[..width * values.len()];
+            file.read_exact(bytes)?;
+            decode(dtype, bytes, values);
+        }
         Ok(())
     }
 }
 
-fn decode(dtype: Dtype, data: &[u8]) -> Option<Vec<f32>> {
-    let halves = || {
-        data.as_chunks::<2>()
-            .0
-            .iter()
-            .map(|b| u16::from_le_bytes(*b))
-    };
+/// The header, and where the tensors begin. The file is as long as the header says.
+fn read_header(file: &mut File) -> io::Result<(Metadata, u64)> {
+    let bad = |problem: &str| io::Error::new(io::ErrorKind::InvalidData, problem);
+    let mut length = [0; 8];
+    file.read_exact(&mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER_BYTES {
+        return Err(bad("the header is too long"));
+    }
+    let mut json = Vec::new();
+    file.take(length).read_to_end(&mut json)?;
+    let header: Metadata = serde_json::from_slice(&json)?;
+    let data_start = 8 + length;
+    match file.metadata()?.len() == data_start + header.data_len() as u64 {
+        true => Ok((header, data_start)),
+        false => Err(bad("its length is not what its header says")),
+    }
+}
+
+/// Bytes of a value, where the type can be read.
+const fn width(dtype: Dtype) -> Option<usize> {
     match dtype {
-        Dtype::F32 => {
-            let words = data.as_chunks::<4>().0.iter();
-            Some(words.map(|b| f32::from_le_bytes(*b)).collect())
-        }
-        Dtype::F16 => Some(halves().map(f16_to_f32).collect()),
-        Dtype::BF16 => Some(halves().map(bf16_to_f32).collect()),
+        Dtype::F32 => Some(4),
+        Dtype::F16 | Dtype::BF16 => Some(2),
         _ => None,
+    }
+}
+
+/// Little-endian values of a type that has a [`width`].
+fn decode(dtype: Dtype, bytes: &[u8], values: &mut [f32]) {
+    if dtype == Dtype::F32 {
+        for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *value = f32::from_le_bytes(*bytes);
+        }
+        return;
+    }
+    let widen = match dtype {
+        Dtype::F16 => f16_to_f32,
+        _ => bf16_to_f32,
+    };
+    for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
+        *value = widen(u16::from_le_bytes(*bytes));
     }
 }
 
@@ -190,73 +263,95 @@ fn decode(dtype: Dtype, data: &[u8]) -> Option<Vec<f32>> {
 mod tests {
     use super::*;
 
-    fn written(values: &[f32]) -> Vec<u8> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x");
-        let tensors = [
-            Named {
-                name: "b".into(),
-                shape: vec![2, values.len() / 2],
-                values,
-            },
-            Named {
-                name: "a".into(),
-                shape: vec![1],
-                values: &[5.0],
-            },
-        ];
-        write(&path, &tensors, ("key", "a \"value\"")).unwrap();
-        std::fs::read(path).unwrap()
+    struct Written {
+        folder: tempfile::TempDir,
     }
 
-    fn error(bytes: &[u8], name: &str, shape: &[usize]) -> String {
-        let file = TensorFile::open(Path::new("x"), bytes).unwrap();
-        file.read(name, shape).unwrap_err().to_string()
+    impl Written {
+        fn new(values: &[f32]) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let tensors = [
+                Named {
+                    name: "b".into(),
+                    shape: vec![2, values.len() / 2],
+                    values,
+                },
+                Named {
+                    name: "a".into(),
+                    shape: vec![1],
+                    values: &[5.0],
+                },
+            ];
+            let path = folder.path().join("x");
+            write(&path, &tensors, ("key", "a \"value\"")).unwrap();
+            Self { folder }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.folder.path().join("x")
+        }
+
+        fn open(&self) -> TensorFile {
+            TensorFile::open(&self.path()).unwrap()
+        }
+
+        fn error(&self, name: &str, shape: &[usize]) -> String {
+            self.open().read(name, shape).unwrap_err().to_string()
+        }
+
+        /// What opening says of the file with these bytes.
+        fn refused(&self, bytes: &[u8]) -> String {
+            std::fs::write(self.path(), bytes).unwrap();
+            TensorFile::open(&self.path()).unwrap_err().to_string()
+        }
     }
 
     #[test]
     fn what_is_written_reads_back() {
-        let values: Vec<f32> = (0..3000).map(|i| i as f32 * 0.1).collect();
-        let bytes = written(&values);
-        let file = TensorFile::open(Path::new("x"), &bytes).unwrap();
-        assert_eq!(file.read("b", &[2, 1500]).unwrap(), values);
-        assert_eq!(file.read("a", &[1]).unwrap(), [5.0]);
-        assert_eq!(file.metadata("key"), Some("a \"value\""));
-        assert_eq!(u64::from_le_bytes(bytes[..8].try_into().unwrap()) % 8, 0);
+        for len in [3000, BLOCK_BYTES / 2 + 6] {
+            let values: Vec<f32> = (0..len).map(|i| i as f32 * 0.1).collect();
+            let written = Written::new(&values);
+            let file = written.open();
+            assert_eq!(file.read("b", &[2, len / 2]).unwrap(), values);
+            assert_eq!(file.read("a", &[1]).unwrap(), [5.0]);
+            assert_eq!(file.metadata("key"), Some("a \"value\""));
+            assert_eq!(file.data_start % 8, 0);
+        }
     }
 
     #[test]
     fn each_defect_is_named() {
-        let bytes = written(&[1.0, 2.0]);
-        let file = TensorFile::open(Path::new("x"), &bytes).unwrap();
+        let written = Written::new(&[1.0, 2.0]);
         let names = |names: &[&str]| {
             let names = names.iter().map(ToString::to_string).collect::<Vec<_>>();
-            file.check_names(names.into_iter())
+            let checked = written.open().check_names(names.into_iter());
+            checked.map_err(|e| e.to_string())
         };
         assert!(names(&["a", "b"]).is_ok());
-        assert!(
-            names(&["a", "b", "c"])
-                .unwrap_err()
-                .to_string()
-                .contains("c is missing")
-        );
-        assert!(
-            names(&["a"])
-                .unwrap_err()
-                .to_string()
-                .contains("b is no part")
-        );
-        assert!(error(&bytes, "c", &[1]).contains("c is missing"));
-        assert!(error(&bytes, "b", &[1, 2]).contains("has shape [2, 1], expected [1, 2]"));
-        assert!(error(&written(&[1.0, f32::NAN]), "b", &[2, 1]).contains("holds NaN at 1"));
-        let cut = TensorFile::open(Path::new("x"), &bytes[..bytes.len() - 1]);
-        assert!(cut.is_err_and(|e| e.to_string().contains("damaged")));
+        assert!(names(&["a", "b", "c"]).is_err_and(|e| e.contains("c is missing")));
+        assert!(names(&["a"]).is_err_and(|e| e.contains("b is no part")));
+        assert!(written.error("c", &[1]).contains("c is missing"));
+        let shape = written.error("b", &[1, 2]);
+        assert!(shape.contains("has shape [2, 1], expected [1, 2]"));
+        let nan = Written::new(&[1.0, f32::NAN]).error("b", &[2, 1]);
+        assert!(nan.contains("holds NaN at 1"));
+        let bytes = std::fs::read(written.path()).unwrap();
+        for len in [0, 7, 9, bytes.len() - 1] {
+            let error = written.refused(&bytes[..len]);
+            assert!(error.contains("damaged"), "{len}: {error}");
+        }
+        assert!(written.refused(&[0xff; 64]).contains("too long"));
+        let longer = [&bytes[..], &[0]].concat();
+        assert!(written.refused(&longer).contains("its length"));
     }
 
     #[test]
     fn sixteen_bit_floats_widen() {
-        assert_eq!(decode(Dtype::F16, &[0x00, 0x3c]), Some(vec![1.0]));
-        assert_eq!(decode(Dtype::BF16, &[0x80, 0x3f]), Some(vec![1.0]));
-        assert_eq!(decode(Dtype::U8, &[1]), None);
+        let mut value = [0.0];
+        decode(Dtype::F16, &[0x00, 0x3c], &mut value);
+        assert_eq!(value, [1.0]);
+        decode(Dtype::BF16, &[0x00, 0x40], &mut value);
+        assert_eq!(value, [2.0]);
+        assert_eq!(width(Dtype::U8), None);
     }
 }

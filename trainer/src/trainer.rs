@@ -5,8 +5,9 @@ use std::path::Path;
 use crate::checkpoint::RunState;
 use crate::data::TokenDataset;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::memory::heads_at_once;
 use crate::model::gradient::Worker;
+use crate::model::{Keep, Model};
 use crate::optim::{AdamW, clip_factor, global_norm};
 use crate::settings::Settings;
 
@@ -40,36 +41,47 @@ pub struct StepMetrics {
 }
 
 impl Trainer {
-    /// A run at step 0 with fresh weights. Texts do not see each other across `end_of_text`.
+    /// A run at step 0 with fresh weights. Texts do not see each other across `end_of_text`; what
+    /// sequences `keep` for their backward pass changes no bit.
     #[must_use]
-    pub fn new(settings: Settings, end_of_text: Option<u32>) -> Self {
+    pub fn new(settings: Settings, end_of_text: Option<u32>, keep: Keep) -> Self {
         let mut model = Model::new(settings.model, settings.train.quantize);
         model.init(settings.train.seed);
-        Self::starting_from(settings, end_of_text, model)
+        Self::starting_from(settings, end_of_text, keep, model)
     }
 
-    /// A run at step 0 with these weights. Texts do not see each other across `end_of_text`.
+    /// A run at step 0 with these weights, else as [`Trainer::new`].
     #[must_use]
-    pub fn starting_from(settings: Settings, end_of_text: Option<u32>, model: Model<f32>) -> Self {
+    pub fn starting_from(
+        settings: Settings,
+        end_of_text: Option<u32>,
+        keep: Keep,
+        model: Model<f32>,
+    ) -> Self {
         let train = &settings.train;
         let betas = (train.beta1, train.beta2);
         let adam = AdamW::new(&model, betas, train.eps, train.decay_embedding);
-        Self::resume(settings, end_of_text, model, adam, 0)
+        Self::resume(settings, end_of_text, keep, model, adam, 0)
     }
 
-    /// A run that goes on from `step`. Texts do not see each other across `end_of_text`.
+    /// A run that goes on from `step`, else as [`Trainer::new`].
     #[must_use]
     pub fn resume(
         settings: Settings,
         end_of_text: Option<u32>,
+        keep: Keep,
         model: Model<f32>,
         adam: AdamW,
         step: u64,
     ) -> Self {
-        let context = settings.train.context;
-        let workers = (0..settings.train.batch)
-            .map(|_| Worker::new(&settings.model, context).divided_by(end_of_text))
-            .collect();
+        let (config, train) = (&settings.model, &settings.train);
+        let heads = heads_at_once(config, rayon::current_num_threads(), train.batch);
+        let worker = |_| {
+            Worker::keeping(keep, config, train.context)
+                .divided_by(end_of_text)
+                .with_heads(heads)
+        };
+        let workers = (0..train.batch).map(worker).collect();
         Self {
             settings,
             model,

@@ -97,6 +97,7 @@ impl Place {
             threads: 2,
             stop_at,
             export: None,
+            ignore_memory: false,
         };
         fit(&options, &AtomicBool::new(false), &mut Progress::silent())
     }

@@ -242,6 +242,43 @@ fn a_batch_equals_its_rows_one_by_one() {
     }
 }
 
+/// What makes one machine with several micro-batches equal to several with one each.
+#[test]
+fn gradients_of_batches_add_to_the_bit() {
+    for (name, config) in variants() {
+        let (first, second) = (batch(2, 10, 2), batch(2, 10, 3));
+        let of = |batches: &[&[Example]]| {
+            let mut model = model::<f32>(config, true);
+            for batch in batches {
+                gradient(&mut model, batch, 0.125);
+            }
+            let grads = model.params().into_iter().map(|p| p.grad.clone());
+            grads.collect::<Vec<_>>()
+        };
+        let (one, other, both) = (of(&[&first]), of(&[&second]), of(&[&first, &second]));
+        for ((one, other), both) in one.iter().zip(&other).zip(&both) {
+            assert!(one + other == *both, "{name}");
+        }
+    }
+}
+
+/// A model whose gradients were forgotten is as good as new.
+#[test]
+fn forgotten_gradients_leave_no_trace() {
+    for (name, config) in variants() {
+        let batch = batch(2, 10, 2);
+        let mut model = model::<f32>(config, true);
+        gradient(&mut model, &batch, 0.5);
+        let before: Vec<_> = model.params().iter().map(|p| p.grad.clone()).collect();
+        gradient(&mut model, &batch, 7.0);
+        model.zero_grad();
+        gradient(&mut model, &batch, 0.5);
+        for (param, before) in model.params().into_iter().zip(&before) {
+            assert!(param.grad == before, "{name}: {}", param.name);
+        }
+    }
+}
+
 #[test]
 fn threads_do_not_change_a_bit() {
     for (name, config) in long_variants() {

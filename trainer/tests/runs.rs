@@ -12,6 +12,7 @@ use bitnet_trainer::error::{Error, Result};
 use bitnet_trainer::eval::evaluate;
 use bitnet_trainer::fit::{FitOptions, Outcome, Start, fit};
 use bitnet_trainer::keys;
+use bitnet_trainer::model::Keep;
 use bitnet_trainer::param::Param;
 use bitnet_trainer::progress::Progress;
 use bitnet_trainer::settings::Settings;
@@ -52,6 +53,7 @@ impl Place {
             threads,
             stop_at,
             export: None,
+            ignore_memory: false,
         };
         fit(&options, &AtomicBool::new(false), &mut Progress::silent())
     }
@@ -228,7 +230,7 @@ fn a_spike_is_left_out() {
         train: text.clone(),
         validation: text,
     };
-    let mut trainer = Trainer::new(settings, None);
+    let mut trainer = Trainer::new(settings, None, Keep::Activations);
     let weights = |trainer: &Trainer| -> Vec<_> {
         let params = trainer.model().params().into_iter();
         params.map(|param| param.value.clone()).collect()
@@ -318,7 +320,7 @@ fn one_batch_can_be_learned_by_heart() {
             train: part(33),
             validation: part(33),
         };
-        let mut trainer = Trainer::new(settings, None);
+        let mut trainer = Trainer::new(settings, None, Keep::Activations);
         let mut last = f64::INFINITY;
         for _ in 0..200 {
             last = trainer

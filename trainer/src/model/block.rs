@@ -306,12 +306,13 @@ impl<T: Real> Block<T> {
         terms: &[(&'a BlockTape<T>, &'a BlockGrads<T>)],
         jobs: &mut Vec<GradientJob<'a, T>>,
     ) {
-        for (tape, _) in terms {
-            self.attn_norm.collect_gradient(&tape.attn_in);
-            self.attn_sub_norm.collect_gradient(&tape.attn_out);
-            self.ffn_norm.collect_gradient(&tape.ffn_in);
-            self.ffn_sub_norm.collect_gradient(&tape.ffn_out);
-        }
+        let tapes = || terms.iter().map(|(tape, _)| *tape);
+        self.attn_norm.collect_gradient(tapes().map(|t| &t.attn_in));
+        self.attn_sub_norm
+            .collect_gradient(tapes().map(|t| &t.attn_out));
+        self.ffn_norm.collect_gradient(tapes().map(|t| &t.ffn_in));
+        self.ffn_sub_norm
+            .collect_gradient(tapes().map(|t| &t.ffn_out));
         let of_attention: Vec<_> = terms
             .iter()
             .map(|(t, g)| (&t.attn_in.activations, &t.attention, &g.attention))

@@ -7,16 +7,19 @@ use crate::model::attend;
 use crate::model::block::Block;
 use crate::model::sequence::{Keep, PartGrads, Piece, parts};
 use crate::model::{Diverged, Model, Sequence, head_rows};
-use crate::ops::bit_linear::{gradient_jobs, run_jobs};
+use crate::ops::bit_linear::{Sum, gradient_jobs, run_jobs};
 use crate::ops::cross_entropy;
 use crate::ops::gemm::gemm;
+use crate::param::{Param, ParamKind};
 use crate::real::Real;
-use crate::tensor::{flat_mut, row, row_mut};
+use crate::tensor::{flat, flat_mut, row, row_mut, zeros};
 
 use bitnet_formats::ModelConfig;
 
 /// Logits that one job turns into losses.
 const SOFTMAX_ELEMENTS: usize = 1 << 14;
+/// Elements of a gradient that one job adds.
+const ADD_ELEMENTS: usize = 1 << 16;
 /// Columns of the gradient of the final norm's output that one job computes.
 const HEAD_COLUMNS: usize = 256;
 
@@ -77,7 +80,9 @@ impl<T: Real> Model<T> {
     /// Adds to every parameter's gradient that of `weight * (sum of losses)`; returns the sum of
     /// losses in nats.
     ///
-    /// Runs on the current rayon pool. There are as many workers as examples.
+    /// Runs on the current rayon pool. There are as many workers as examples. The gradient of this
+    /// batch is summed on its own before it is added: what two batches give is the sum of what each
+    /// gives alone, to the bit.
     ///
     /// # Errors
     ///
@@ -89,17 +94,60 @@ impl<T: Real> Model<T> {
         workers: &mut [Worker<T>],
     ) -> Result<f64, Diverged> {
         assert_eq!(batch.len(), workers.len());
+        let sum = match std::mem::replace(&mut self.has_gradient, true) {
+            false => Sum::Fresh,
+            true => Sum::Onto,
+        };
         self.forward_all(batch, workers)?;
+        self.set_aside(sum);
         self.head_gradient(batch, weight, workers);
-        self.block_gradients(workers)?;
+        self.block_gradients(workers, sum)?;
         self.embedding_gradient(batch, workers);
+        self.add_set_aside(sum);
         Ok(workers.iter().map(|worker| worker.loss).sum())
     }
 
-    /// Forgets all gradients.
+    /// Forgets all gradients. What is to be overwritten is left as it is.
     pub fn zero_grad(&mut self) {
+        self.has_gradient = false;
         let mut params = self.params_mut();
-        params.par_iter_mut().for_each(|param| param.zero_grad());
+        params.retain(|param| param.kind == ParamKind::Gain);
+        params.into_iter().for_each(Param::zero_grad);
+    }
+
+    /// Makes embedding and head ready for the gradient of one batch. Theirs comes in many pieces, so
+    /// it needs a place of its own, where that of the blocks needs a tile.
+    fn set_aside(&mut self, sum: Sum) {
+        let mut params = vec![&mut self.embedding];
+        params.extend(&mut self.head);
+        if sum == Sum::Onto {
+            let spare = |param: &&mut Param<T>| zeros(param.grad.nrows(), param.grad.ncols());
+            if self.set_aside.is_empty() {
+                self.set_aside = params.iter().map(spare).collect();
+            }
+            for (param, aside) in params.iter_mut().zip(&mut self.set_aside) {
+                std::mem::swap(&mut param.grad, aside);
+            }
+        }
+        // The head's gradient is overwritten; that of an embedding of its own is added to.
+        if self.head.is_some() {
+            self.embedding.zero_grad();
+        }
+    }
+
+    /// Adds what [`Model::set_aside`] put aside.
+    fn add_set_aside(&mut self, sum: Sum) {
+        if sum != Sum::Onto {
+            return;
+        }
+        let params = std::iter::once(&mut self.embedding).chain(&mut self.head);
+        for (param, aside) in params.zip(&self.set_aside) {
+            let rows = flat_mut(&mut param.grad).par_chunks_mut(ADD_ELEMENTS);
+            let rows = rows.zip(flat(aside).par_chunks(ADD_ELEMENTS));
+            rows.for_each(|(sum, before)| {
+                sum.iter_mut().zip(before).for_each(|(y, x)| *y += *x);
+            });
+        }
     }
 
     fn forward_all(&self, batch: &[Example], workers: &mut [Worker<T>]) -> Result<(), Diverged> {
@@ -117,6 +165,7 @@ impl<T: Real> Model<T> {
     /// Losses, head gradient and that of the final norm's output, a piece of every sequence at a
     /// time.
     fn head_gradient(&mut self, batch: &[Example], weight: T, workers: &mut [Worker<T>]) {
+        let mut sum = Sum::Fresh;
         for piece in workers[0].seq.pieces() {
             let of_worker = |(worker, example): (&mut Worker<T>, &Example)| {
                 let targets = &example.targets[piece.positions.clone()];
@@ -134,7 +183,8 @@ impl<T: Real> Model<T> {
             let head = self.head.as_mut().unwrap_or(&mut self.embedding);
             let mut jobs = Vec::new();
             gradient_jobs(&mut head.grad, &terms, &mut jobs);
-            run_jobs(jobs);
+            run_jobs(jobs, sum);
+            sum = Sum::Further;
         }
     }
 
@@ -166,7 +216,7 @@ impl<T: Real> Model<T> {
 
     /// Final norm, then the blocks from the last to the first: all sequences through a block, then
     /// its weight gradients.
-    fn block_gradients(&mut self, workers: &mut [Worker<T>]) -> Result<(), Diverged> {
+    fn block_gradients(&mut self, workers: &mut [Worker<T>], sum: Sum) -> Result<(), Diverged> {
         let final_norm = &mut self.final_norm;
         workers.par_iter_mut().for_each(|worker| {
             let parts = worker.seq.parts.par_iter_mut();
@@ -176,13 +226,12 @@ impl<T: Real> Model<T> {
                 final_norm.backward(&part.hidden, &grads.last, tape, d_x);
             });
         });
-        for part in workers.iter().flat_map(|worker| &worker.seq.parts) {
-            final_norm.collect_gradient(&part.last);
-        }
+        let parts = workers.iter().flat_map(|worker| &worker.seq.parts);
+        final_norm.collect_gradient(parts.map(|part| &part.last));
         for i in (0..self.blocks.len()).rev() {
             let of_worker = |worker: &mut Worker<T>| self.block_backward(i, worker);
             workers.par_iter_mut().try_for_each(of_worker)?;
-            collect_block(&mut self.blocks[i], i, workers);
+            collect_block(&mut self.blocks[i], i, workers, sum);
         }
         Ok(())
     }
@@ -234,7 +283,7 @@ impl<T: Real> Model<T> {
     }
 }
 
-fn collect_block<T: Real>(block: &mut Block<T>, i: usize, workers: &[Worker<T>]) {
+fn collect_block<T: Real>(block: &mut Block<T>, i: usize, workers: &[Worker<T>], sum: Sum) {
     let parts = |worker: &'_ Worker<T>| worker.seq.parts.len();
     let mut terms = Vec::with_capacity(workers.iter().map(parts).sum());
     for worker in workers {
@@ -243,5 +292,5 @@ fn collect_block<T: Real>(block: &mut Block<T>, i: usize, workers: &[Worker<T>])
     }
     let mut jobs = Vec::new();
     block.collect_gradients(&terms, &mut jobs);
-    run_jobs(jobs);
+    run_jobs(jobs, sum);
 }

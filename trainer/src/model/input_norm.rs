@@ -17,14 +17,14 @@ pub struct InputNorm<T> {
     eps: T,
 }
 
-/// What an [`InputNorm`] leaves behind for one sequence.
+/// What an [`InputNorm`] leaves behind for one part of a sequence.
 #[derive(Clone, Debug)]
 pub struct NormTape<T> {
     /// The input of the BitLinears that follow.
     pub activations: Activations<T>,
     /// Reciprocal root mean square of each token.
     r: Vec<T>,
-    /// This sequence's share of the gain's gradient, `[1, width]`.
+    /// This part's share of the gain's gradient, `[1, width]`.
     d_gain: Array2<T>,
 }
 
@@ -114,10 +114,12 @@ impl<T: Real> InputNorm<T> {
         }
     }
 
-    /// Adds a sequence's share to the gain's gradient.
-    pub fn collect_gradient(&mut self, tape: &NormTape<T>) {
+    /// Adds to the gain's gradient the sum of the shares of parts, in order.
+    pub fn collect_gradient<'t>(&mut self, parts: impl Iterator<Item = &'t NormTape<T>>) {
         if let Some(gain) = &mut self.gain {
-            add(&mut gain.grad, &tape.d_gain);
+            let mut sum = zeros(1, self.width);
+            parts.for_each(|tape| add(&mut sum, &tape.d_gain));
+            add(&mut gain.grad, &sum);
         }
     }
 }

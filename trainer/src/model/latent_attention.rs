@@ -196,9 +196,8 @@ impl<T: Real> LatentAttention<T> {
         terms: &[AttentionTerm<'a, T>],
         jobs: &mut Vec<GradientJob<'a, T>>,
     ) {
-        for (_, tape, _) in terms {
-            self.kv_a_norm.collect_gradient(&tape.latent);
-        }
+        self.kv_a_norm
+            .collect_gradient(terms.iter().map(|(_, tape, _)| &tape.latent));
         let of = |d_y: fn(&AttentionGrads<T>) -> &Array2<T>| -> Vec<_> {
             let term = |(x, _, g): &AttentionTerm<'a, T>| (d_y(g).view(), x.codes.view());
             terms.iter().map(term).collect()

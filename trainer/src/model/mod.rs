@@ -60,6 +60,10 @@ pub struct Model<T> {
     /// The output matrix where it is not the embedding.
     head: Option<Param<T>>,
     rope: Rope<T>,
+    /// True if the parameters' gradients are those of a batch, to be added to.
+    has_gradient: bool,
+    /// Gradients of embedding and head up to the batch before this one, while this one's is made.
+    set_aside: Vec<Array2<T>>,
 }
 
 impl<T: Real> Model<T> {
@@ -84,6 +88,8 @@ impl<T: Real> Model<T> {
             final_norm,
             head: (!config.tie_embeddings).then(|| matrix("lm_head.weight")),
             rope: Rope::new(&config.rope, config.rope_dim(), config.max_seq_len),
+            has_gradient: false,
+            set_aside: Vec::new(),
             config,
         }
     }

@@ -195,9 +195,9 @@ impl<T: Real> PartGrads<T> {
     }
 }
 
-/// The parts of a sequence of `len` positions: as few as [`PART_ROWS`] allows, equally long but for
-/// the last.
-pub(crate) fn parts(len: usize) -> impl Iterator<Item = Range<usize>> {
+/// The parts of a sequence of `len` positions: as few as 256 positions to a part allow, equally long
+/// but for the last.
+pub fn parts(len: usize) -> impl Iterator<Item = Range<usize>> {
     let rows = part_rows(len);
     (0..len)
         .step_by(rows)

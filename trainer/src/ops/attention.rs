@@ -16,6 +16,11 @@ use crate::tensor::{row, zeros};
 /// Query rows per tile.
 const TILE: usize = 64;
 
+/// Rows of the two tiles of scores of a sequence of `len` tokens.
+pub const fn score_rows(len: usize) -> usize {
+    if len < TILE { len } else { TILE }
+}
+
 /// Buffers of one head of one sequence: its operands, gathered, and two tiles of scores.
 #[derive(Clone, Debug)]
 pub struct HeadBuffers<T> {
@@ -44,7 +49,7 @@ pub struct HeadBuffers<T> {
 impl<T: Real> HeadBuffers<T> {
     /// Buffers for sequences of `len` tokens.
     pub fn new(len: usize, qk_head_dim: usize, v_head_dim: usize) -> Self {
-        let tile = TILE.min(len);
+        let tile = score_rows(len);
         Self {
             q: zeros(len, qk_head_dim),
             k: zeros(len, qk_head_dim),

@@ -14,7 +14,7 @@
 
 use bitnet_formats::WeightScale;
 use bitnet_formats::quant::{self, NonFinite};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Dimension, s};
 use rayon::prelude::*;
 
 use crate::ops::gemm::gemm;
@@ -163,9 +163,21 @@ fn absmean<T: Real>(weights: &[T]) -> f32 {
     mean.mean()
 }
 
-/// A block of rows of a weight gradient: `grad += sum over sequences of d_y[:, rows]^T . x`.
+/// What a sum of terms does to the gradient that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sum {
+    /// Replaces it.
+    Fresh,
+    /// Goes on with it, term by term.
+    Further,
+    /// Is made on its own and then added: the result depends on the two sums alone, wherever each
+    /// was made.
+    Onto,
+}
+
+/// A block of rows of a weight gradient: the sum over parts of `d_y[:, rows]^T . x`.
 ///
-/// Sequences add in order, whoever runs the job.
+/// Parts add in order, whoever runs the job.
 pub struct GradientJob<'a, T> {
     grad: ArrayViewMut2<'a, T>,
     first_row: usize,
@@ -173,16 +185,41 @@ pub struct GradientJob<'a, T> {
 }
 
 impl<T: Real> GradientJob<'_, T> {
-    fn run(mut self) {
-        let rows = self.first_row..self.first_row + self.grad.nrows();
-        for (d_y, x) in &self.terms {
-            let d_y = d_y.slice(s![.., rows.clone()]);
-            gemm(T::one(), d_y.t(), *x, T::one(), self.grad.view_mut());
+    /// `spare` is memory to use again from job to job.
+    fn run(mut self, sum: Sum, spare: &mut Vec<T>) {
+        let first = self.first_row;
+        match sum {
+            Sum::Fresh => add_terms(&self.terms, first, T::zero(), self.grad.view_mut()),
+            Sum::Further => add_terms(&self.terms, first, T::one(), self.grad.view_mut()),
+            Sum::Onto => {
+                let shape = self.grad.raw_dim();
+                spare.resize(shape.size(), T::zero());
+                let own = ArrayViewMut2::from_shape(shape, spare);
+                let mut own = own.expect("as many elements as the shape has");
+                add_terms(&self.terms, first, T::zero(), own.view_mut());
+                self.grad += &own;
+            }
         }
     }
 }
 
-/// Splits one gradient into jobs. `terms` holds `(d_y, x)` of each sequence, in batch order.
+/// `grad = keep * grad` and the sum of the terms' rows from `first` on; `keep` is 0 or 1.
+fn add_terms<T: Real>(
+    terms: &[(ArrayView2<'_, T>, ArrayView2<'_, T>)],
+    first: usize,
+    mut keep: T,
+    mut grad: ArrayViewMut2<'_, T>,
+) {
+    let rows = first..first + grad.nrows();
+    for (d_y, x) in terms {
+        let d_y = d_y.slice(s![.., rows.clone()]);
+        gemm(T::one(), d_y.t(), *x, keep, grad.view_mut());
+        keep = T::one();
+    }
+}
+
+/// Splits one gradient into jobs. `terms` holds `(d_y, x)` of each part, in batch order; there is at
+/// least one.
 pub fn gradient_jobs<'a, T: Real>(
     grad: &'a mut Array2<T>,
     terms: &[(ArrayView2<'a, T>, ArrayView2<'a, T>)],
@@ -197,8 +234,9 @@ pub fn gradient_jobs<'a, T: Real>(
 }
 
 /// Runs the jobs on the current thread pool.
-pub fn run_jobs<T: Real>(jobs: Vec<GradientJob<'_, T>>) {
-    jobs.into_par_iter().for_each(GradientJob::run);
+pub fn run_jobs<T: Real>(jobs: Vec<GradientJob<'_, T>>, sum: Sum) {
+    jobs.into_par_iter()
+        .for_each_init(Vec::new, |spare, job| job.run(sum, spare));
 }
 
 #[cfg(test)]
@@ -236,7 +274,7 @@ mod tests {
         let mut jobs = Vec::new();
         let terms = [(d_y.view(), a.codes.view())];
         gradient_jobs(&mut layer.weight.grad, &terms, &mut jobs);
-        run_jobs(jobs);
+        run_jobs(jobs, Sum::Fresh);
         (d_x, layer.weight.grad)
     }
 
