@@ -15,7 +15,7 @@ use bitnet_converter::{Checkpoint, CheckpointConfig, CheckpointSource};
 use bitnet_formats::{ModelConfig, Preset};
 
 use crate::config_json;
-use crate::data::{Input, check_end_of_text};
+use crate::data::{Input, check_tokenizer};
 use crate::error::{Error, Result};
 use crate::keys::KEYS;
 use crate::model::Model;
@@ -193,7 +193,7 @@ impl Masters {
         };
         self.check_vocabulary(&tokenizer)?;
         if let Input::Documents(documents) = input {
-            check_end_of_text(&tokenizer, documents.has_many())?;
+            check_tokenizer(&tokenizer, documents.needs())?;
         }
         Ok(tokenizer)
     }

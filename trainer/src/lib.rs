@@ -5,6 +5,7 @@
 //! safetensors, config.json and tokenizer.json under the public tensor names.
 #![deny(unsafe_code)]
 
+pub mod chat;
 pub mod checkpoint;
 pub mod cli;
 pub mod config_file;
@@ -13,6 +14,7 @@ pub mod corpus;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod events;
 pub mod export;
 pub mod files;
 pub mod fit;
@@ -20,6 +22,7 @@ pub mod held_out;
 pub mod history;
 pub mod init;
 pub mod keys;
+pub mod loss_mask;
 pub mod memory;
 pub mod metrics;
 pub mod model;

@@ -21,7 +21,7 @@ const F64: u64 = 8;
 /// What a program without a text holds, where the system does not say.
 const PROGRAM_BYTES: u64 = 16 << 20;
 /// Tokens of the prompt of a sample, at most; it is a few words.
-const PROMPT_TOKENS: usize = 64;
+pub const PROMPT_TOKENS: usize = 64;
 
 /// Bytes a run will hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

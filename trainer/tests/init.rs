@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bitnet_trainer::checkpoint::RunFolder;
-use bitnet_trainer::corpus::DataOptions;
+use bitnet_trainer::corpus::{DataOptions, Passage};
 use bitnet_trainer::error::{Error, Result};
 use bitnet_trainer::eval::evaluate;
 use bitnet_trainer::fit::{FitOptions, Outcome, Start, fit};
@@ -17,7 +17,7 @@ use bitnet_trainer::progress::Progress;
 use bitnet_trainer::settings::Settings;
 use bitnet_trainer::tensor::flat;
 use bitnet_trainer::tensor_file::{self, Named};
-use bitnet_trainer::tokenizer::{Tokenizer, TokenizerKind};
+use bitnet_trainer::tokenizer::{Needs, Parts, Tokenizer, TokenizerKind};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -82,7 +82,8 @@ impl Place {
         let text: String = (0..4000u32)
             .map(|i| format!("{} ", i * 7919 % 9973))
             .collect();
-        let made = Tokenizer::new(&TokenizerKind::Bpe(ids), false, |see| see(&text, "")).unwrap();
+        let read = |see: &mut Parts<'_>| see(Passage::Text(&text), Passage::NONE);
+        let made = Tokenizer::new(&TokenizerKind::Bpe(ids), Needs::default(), read).unwrap();
         assert_eq!(made.vocab_size(), ids);
         let path = self.path(&format!("tokenizer-{ids}.json"));
         fs::write(&path, made.to_json().unwrap()).unwrap();

@@ -12,6 +12,7 @@ use crate::model::attention::{AttentionGrads, AttentionLayer, AttentionTape};
 use crate::model::input_norm::{InputNorm, NormTape};
 use crate::ops::activation;
 use crate::ops::bit_linear::{BitLinear, GradientJob, divide_by_scales, gradient_jobs};
+use crate::ops::dropout::{Dropout, Place};
 use crate::ops::rope::Rope;
 use crate::param::Param;
 use crate::real::Real;
@@ -30,11 +31,14 @@ pub struct Block<T> {
     ffn_sub_norm: InputNorm<T>,
     down_proj: BitLinear<T>,
     activation: Activation,
+    layer: usize,
 }
 
 /// What the forward pass of one part of a sequence leaves for its backward pass, besides its input.
 #[derive(Clone, Debug)]
 pub struct BlockTape<T> {
+    /// Masks of the part.
+    pub(crate) dropout: Dropout,
     attn_in: NormTape<T>,
     pub(crate) attention: AttentionTape<T>,
     attn_out: NormTape<T>,
@@ -66,6 +70,7 @@ impl<T: Real> BlockTape<T> {
     pub fn new(config: &ModelConfig, len: usize) -> Self {
         let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
         Self {
+            dropout: Dropout::OFF,
             attn_in: NormTape::new(len, hidden),
             attention: AttentionTape::new(config, len),
             attn_out: NormTape::new(len, config.attn_dim()),
@@ -125,6 +130,7 @@ impl<T: Real> Block<T> {
             ffn_sub_norm: norm(norms.ffn_sub_norm, "mlp.ffn_sub_norm", ffn),
             down_proj: linear("mlp.down_proj", hidden, ffn),
             activation: config.activation,
+            layer,
         }
     }
 
@@ -214,6 +220,7 @@ impl<T: Real> Block<T> {
             .forward(&tape.attention.heads, quantize, &mut tape.attn_out)?;
         self.o_proj
             .forward(&tape.attn_out.activations, &mut tape.middle);
+        self.drop_out(&tape.dropout, Place::Attention, &mut tape.middle);
         add(&mut tape.middle, input);
 
         self.ffn_norm
@@ -230,7 +237,12 @@ impl<T: Real> Block<T> {
     /// The residual stream after the block, into `h`.
     pub fn output(&self, tape: &BlockTape<T>, h: &mut Array2<T>) {
         self.down_proj.forward(&tape.ffn_out.activations, h);
+        self.drop_out(&tape.dropout, Place::FeedForward, h);
         add(h, &tape.middle);
+    }
+
+    fn drop_out(&self, dropout: &Dropout, place: Place, x: &mut Array2<T>) {
+        dropout.apply(self.layer, place, x);
     }
 
     /// Carries the gradient of a part's residual stream, `d_h`, back to the outputs of the heads.
@@ -242,8 +254,10 @@ impl<T: Real> Block<T> {
     ) {
         self.backward_feed_forward(d_h, tape, grads);
         let zero = T::zero();
-        self.o_proj.backward_input(d_h, zero, &mut grads.heads_in);
         copy(&mut grads.o, d_h);
+        self.drop_out(&tape.dropout, Place::Attention, &mut grads.o);
+        self.o_proj
+            .backward_input(&grads.o, zero, &mut grads.heads_in);
         divide_by_scales(&mut grads.o, &tape.attn_out.activations.scales);
         grads.attention.heads.fill(zero);
         self.attn_sub_norm.backward(
@@ -281,8 +295,10 @@ impl<T: Real> Block<T> {
         grads: &mut BlockGrads<T>,
     ) {
         let zero = T::zero();
-        self.down_proj.backward_input(d_h, zero, &mut grads.ffn_in);
         copy(&mut grads.down, d_h);
+        self.drop_out(&tape.dropout, Place::FeedForward, &mut grads.down);
+        self.down_proj
+            .backward_input(&grads.down, zero, &mut grads.ffn_in);
         divide_by_scales(&mut grads.down, &tape.ffn_out.activations.scales);
         grads.product.fill(zero);
         let (x, d_y, d_x) = (&tape.product, &grads.ffn_in, &mut grads.product);

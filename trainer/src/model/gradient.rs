@@ -8,8 +8,9 @@ use crate::model::block::Block;
 use crate::model::sequence::{Keep, PartGrads, Piece, parts};
 use crate::model::{Diverged, Model, Sequence, head_rows};
 use crate::ops::bit_linear::{Sum, gradient_jobs, run_jobs};
-use crate::ops::cross_entropy;
+use crate::ops::dropout::Dropout;
 use crate::ops::gemm::gemm;
+use crate::ops::target;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
 use crate::tensor::{flat, flat_mut, row, row_mut, zeros};
@@ -28,7 +29,7 @@ const HEAD_COLUMNS: usize = 256;
 pub struct Example {
     /// Token ids.
     pub inputs: Vec<u32>,
-    /// The id that follows each input.
+    /// The id that follows each input, or [`target::IGNORED`].
     pub targets: Vec<u32>,
 }
 
@@ -59,6 +60,11 @@ impl<T: Real> Worker<T> {
             losses: vec![0.0; head_rows(config, len)],
             grads: grads.collect(),
         }
+    }
+
+    /// See [`Sequence::set_dropout`].
+    pub fn set_dropout(&mut self, dropout: Dropout) {
+        self.seq.set_dropout(dropout);
     }
 
     /// See [`Sequence::with_heads`].
@@ -197,8 +203,8 @@ impl<T: Real> Model<T> {
         let jobs = flat_mut(&mut worker.seq.logits).par_chunks_mut(vocab_size);
         let jobs = jobs.zip(targets.par_iter()).zip(losses.par_iter_mut());
         jobs.with_min_len(SOFTMAX_ELEMENTS.div_ceil(vocab_size))
-            .for_each(|((logits, target), loss)| {
-                *loss = cross_entropy::loss_and_gradient(logits, *target as usize, weight);
+            .for_each(|((logits, of_position), loss)| {
+                *loss = target::loss_and_gradient(logits, *of_position, weight);
             });
         worker.loss += worker.losses[..targets.len()].iter().sum::<f64>();
 

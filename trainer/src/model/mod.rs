@@ -23,9 +23,10 @@ use crate::metrics::TensorRecord;
 use crate::model::block::Block;
 use crate::model::input_norm::InputNorm;
 use crate::model::sequence::{Part, Piece};
-use crate::ops::cross_entropy;
 use crate::ops::gemm::gemm;
+use crate::ops::ramp::Quantizers;
 use crate::ops::rope::Rope;
+use crate::ops::target;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
 use crate::rng::{Rng, Stream};
@@ -53,7 +54,9 @@ pub struct Diverged {
 #[derive(Clone, Debug)]
 pub struct Model<T> {
     config: ModelConfig,
+    /// True with all quantisers on.
     quantize: bool,
+    quantizers: Quantizers,
     embedding: Param<T>,
     blocks: Vec<Block<T>>,
     final_norm: InputNorm<T>,
@@ -81,6 +84,10 @@ impl<T: Real> Model<T> {
         );
         Self {
             quantize,
+            quantizers: match quantize {
+                true => Quantizers::On,
+                false => Quantizers::Off,
+            },
             embedding: matrix("model.embed_tokens.weight"),
             blocks: (0..config.n_layers)
                 .map(|layer| Block::new(&config, layer))
@@ -128,17 +135,28 @@ impl<T: Real> Model<T> {
         params
     }
 
-    /// Makes the ternary codes follow the weights.
+    /// Turns the quantisers on, off, or part of the way.
+    pub fn set_quantizers(&mut self, quantizers: Quantizers) {
+        if self.quantizers != quantizers {
+            self.quantizers = quantizers;
+            self.quantize = quantizers == Quantizers::On;
+            self.refresh();
+        }
+    }
+
+    /// Makes the weights in use follow the master weights.
     pub fn refresh(&mut self) {
-        let quantize = self.quantize;
+        let quantizers = self.quantizers;
         let mut linears: Vec<_> = self
             .blocks
             .iter_mut()
             .flat_map(Block::linears_mut)
             .collect();
-        linears
-            .par_iter_mut()
-            .for_each(|linear| linear.refresh(quantize));
+        linears.par_iter_mut().for_each(|linear| match quantizers {
+            Quantizers::Ramp(lambda) => linear.refresh_blended(lambda),
+            Quantizers::On => linear.refresh(true),
+            Quantizers::Off => linear.refresh(false),
+        });
     }
 
     /// Share of the ternary weights that are zero.
@@ -255,7 +273,7 @@ impl<T: Real> Model<T> {
         finished.map_err(diverged)
     }
 
-    /// Sum of the losses of a sequence in nats, one target for each id.
+    /// Sum of the losses of a sequence in nats, one target for each id; see [`target::IGNORED`].
     ///
     /// # Errors
     ///
@@ -270,8 +288,8 @@ impl<T: Real> Model<T> {
         let mut sum = 0.0;
         for piece in seq.pieces() {
             self.piece_logits(&piece, seq);
-            for (i, target) in targets[piece.positions].iter().enumerate() {
-                sum += cross_entropy::loss(row_mut(&mut seq.logits, i), *target as usize);
+            for (i, of_position) in targets[piece.positions].iter().enumerate() {
+                sum += target::loss(row_mut(&mut seq.logits, i), *of_position);
             }
         }
         Ok(sum)

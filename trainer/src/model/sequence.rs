@@ -12,6 +12,7 @@ use ndarray::Array2;
 use crate::model::block::{BlockGrads, BlockTape};
 use crate::model::input_norm::NormTape;
 use crate::ops::attention::HeadBuffers;
+use crate::ops::dropout::Dropout;
 use crate::real::Real;
 use crate::tensor::zeros;
 
@@ -115,6 +116,16 @@ impl<T: Real> Sequence<T> {
     pub fn divided_by(mut self, end_of_text: Option<u32>) -> Self {
         self.end_of_text = end_of_text;
         self
+    }
+
+    /// Which features the blocks leave out; none until this is called.
+    pub fn set_dropout(&mut self, dropout: Dropout) {
+        for part in &mut self.parts {
+            let of_part = dropout.from_position(part.first);
+            part.tapes
+                .iter_mut()
+                .for_each(|tape| tape.dropout = of_part);
+        }
     }
 
     /// Runs up to `heads` heads of a layer at the same time. Changes no result.

@@ -18,6 +18,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Dimension, s};
 use rayon::prelude::*;
 
 use crate::ops::gemm::gemm;
+use crate::ops::ramp;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
 use crate::tensor::{flat, flat_mut, row_mut, zeros};
@@ -98,6 +99,14 @@ impl<T: Real> BitLinear<T> {
             self.scale = 1.0;
             flat_mut(&mut self.codes).copy_from_slice(flat(&self.weight.value));
         }
+    }
+
+    /// Makes the weights in use follow, on their way to ternary: see [`ramp`].
+    pub fn refresh_blended(&mut self, lambda: f32) {
+        self.refresh(false);
+        let weights = flat(&self.weight.value);
+        let scale = quant::weight_scale(absmean(weights));
+        ramp::blend(weights, scale, lambda, flat_mut(&mut self.codes));
     }
 
     /// `y[t] = (x.codes[t] . codes^T) * factor[t]`.

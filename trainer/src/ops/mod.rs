@@ -7,10 +7,13 @@ pub mod activation;
 pub mod attention;
 pub mod bit_linear;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod gemm;
+pub mod ramp;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
+pub mod target;
 
 #[cfg(test)]
 pub(crate) mod check;
