@@ -439,7 +439,7 @@ fn dry_run_text(settings: &Settings, memory: &MemoryEstimate) -> String {
     line("  text, program", bytes(memory.held_bytes));
     out.push('\n');
     for key in KEYS {
-        if let Some(value) = key.value(&settings) {
+        if let Some(value) = key.value(settings) {
             let _ = writeln!(out, "{}={value}", key.name);
         }
     }
