@@ -5,9 +5,10 @@ use rayon::prelude::*;
 
 use crate::model::block::{Block, BlockGrads};
 use crate::model::{Diverged, Model, Sequence};
-use crate::ops::bit_linear::{gradient_jobs, run_jobs};
+use crate::ops::bit_linear::{Term, gradient_jobs, run_jobs};
 use crate::ops::cross_entropy;
-use crate::ops::gemm::gemm;
+use crate::ops::gemm::{Precision, gemm};
+use crate::ops::simd::vectorized;
 use crate::real::Real;
 use crate::tensor::{row, row_mut, zeros};
 
@@ -108,7 +109,8 @@ impl<T: Real> Model<T> {
                     for (i, target) in example.targets[piece.clone()].iter().enumerate() {
                         let logits = row_mut(&mut worker.seq.logits, i);
                         let target = *target as usize;
-                        worker.loss += cross_entropy::loss_and_gradient(logits, target, weight);
+                        worker.loss +=
+                            vectorized!(cross_entropy::loss_and_gradient(logits, target, weight));
                     }
                     let d_logits = worker.seq.logits.slice(s![..piece.len(), ..]);
                     let d_last = worker.d_last.slice_mut(s![piece.clone(), ..]);
@@ -117,15 +119,21 @@ impl<T: Real> Model<T> {
                 });
             let terms: Vec<_> = workers
                 .iter()
-                .map(|worker| {
-                    let d_logits = worker.seq.logits.slice(s![..piece.len(), ..]);
-                    let hidden = &worker.seq.last.activations.codes;
-                    (d_logits, hidden.slice(s![piece.clone(), ..]))
+                .map(|worker| Term {
+                    d_y: worker.seq.logits.slice(s![..piece.len(), ..]),
+                    scales: &[],
+                    x: worker
+                        .seq
+                        .last
+                        .activations
+                        .codes
+                        .operand()
+                        .rows(piece.clone()),
                 })
                 .collect();
             let head = self.head.as_mut().unwrap_or(&mut self.embedding);
             let mut jobs = Vec::new();
-            gradient_jobs(&mut head.grad, &terms, &mut jobs);
+            gradient_jobs(&mut head.grad, &terms, Precision::F32, &mut jobs);
             run_jobs(jobs);
         }
     }

@@ -22,8 +22,9 @@ use crate::metrics::TensorRecord;
 use crate::model::block::{Block, BlockTape};
 use crate::model::input_norm::{InputNorm, NormTape};
 use crate::ops::attention::HeadBuffers;
+use crate::ops::codes::Codes;
 use crate::ops::cross_entropy;
-use crate::ops::gemm::gemm;
+use crate::ops::gemm::{Precision, gemm};
 use crate::ops::rope::Rope;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
@@ -91,7 +92,7 @@ impl<T: Real> Sequence<T> {
             len,
             hidden: zeros(len, config.hidden_size),
             tapes: (0..tapes).map(|_| BlockTape::new(config, len)).collect(),
-            last: NormTape::new(len, config.hidden_size),
+            last: NormTape::of_values(len, config.hidden_size),
             logits: zeros(head_rows(config, len), config.vocab_size),
             head: HeadBuffers::new(len, config.qk_head_dim(), config.v_head_dim()),
             end_of_text: None,
@@ -220,12 +221,19 @@ impl<T: Real> Model<T> {
             .for_each(|linear| linear.refresh(quantize));
     }
 
+    /// How the products of the backward pass of every BitLinear are read from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
+            linear.precision = precision;
+        }
+    }
+
     /// Share of the ternary weights that are zero.
     #[must_use]
     pub fn zero_share(&self) -> f64 {
         let linears = self.blocks.iter().flat_map(Block::linears);
         let (zeros, all) = linears.fold((0.0, 0.0), |(zeros, all), linear| {
-            let size = linear.codes.len() as f64;
+            let size = linear.size() as f64;
             (zeros + linear.zero_share() * size, all + size)
         });
         zeros / all
@@ -236,7 +244,7 @@ impl<T: Real> Model<T> {
     pub fn flip_share(&self) -> f64 {
         let linears = self.blocks.iter().flat_map(Block::linears);
         let (flips, all) = linears.fold((0, 0), |(flips, all), linear| {
-            (flips + linear.flips(), all + linear.codes.len())
+            (flips + linear.flips(), all + linear.size())
         });
         flips as f64 / all as f64
     }
@@ -356,7 +364,10 @@ impl<T: Real> Model<T> {
 
     /// `head . final_norm(h)` of a range of positions, into the first rows of `seq.logits`.
     fn piece_logits(&self, piece: &Range<usize>, seq: &mut Sequence<T>) {
-        let hidden = seq.last.activations.codes.slice(s![piece.clone(), ..]);
+        let Codes::Values(hidden) = &seq.last.activations.codes else {
+            unreachable!("the final norm does not quantise");
+        };
+        let hidden = hidden.slice(s![piece.clone(), ..]);
         let logits = seq.logits.slice_mut(s![..piece.len(), ..]);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         gemm(T::one(), hidden, head.value.t(), T::zero(), logits);

@@ -6,11 +6,13 @@
 pub mod activation;
 pub mod attention;
 pub mod bit_linear;
+pub mod codes;
 pub mod cross_entropy;
 pub mod gemm;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
+pub mod simd;
 
 #[cfg(test)]
 pub(crate) mod check;
