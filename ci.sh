@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The project's checks, by name: ./ci.sh fmt | clippy | test | features | nostd | doc | bench-build | cross | all
+# The project's checks, by name: ./ci.sh fmt | clippy | test | features | nostd | doc | bench-build | fuzz | cross | all
 # What cannot run on this machine is printed as SKIP, never left out silently.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 fmt() {
     local workspace
     cargo fmt --all --check
-    for workspace in tests/no_std runtime/firmware runtime/wasm; do
+    for workspace in tests/no_std tests/fuzz runtime/firmware runtime/wasm; do
         cargo fmt --all --check --manifest-path "$workspace/Cargo.toml"
     done
 }
@@ -43,6 +43,9 @@ doc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps; }
 
 bench-build() { cargo bench --workspace --no-run; }
 
+# Ten seconds for each kind of file that strangers hand over, guided by coverage.
+fuzz() { tests/fuzz/run.sh 10; }
+
 # Other processors, emulated. Each check installs what it needs, or says what it lacks.
 cross() {
     local check
@@ -56,7 +59,7 @@ cross() {
 
 all() {
     local step
-    for step in fmt clippy test features nostd doc bench-build cross; do
+    for step in fmt clippy test features nostd doc bench-build fuzz cross; do
         echo "== $step"
         "$step"
     done
@@ -65,7 +68,7 @@ all() {
 
 for step in "${@:-all}"; do
     case "$step" in
-        fmt | clippy | test | features | nostd | doc | bench-build | cross | all) "$step" ;;
+        fmt | clippy | test | features | nostd | doc | bench-build | fuzz | cross | all) "$step" ;;
         *)
             echo "ci.sh: no check named '$step'; see the first lines of this file" >&2
             exit 2

@@ -109,7 +109,7 @@ pub enum ConvertError {
     },
     /// The checkpoint holds tensors that no part of the model would read.
     #[error(
-        "tensor {tensor} belongs to no part of the model ({count} such in all); converting would drop it"
+        "tensor {tensor} belongs to no part of the model ({count} such in all) and would be dropped"
     )]
     ExtraTensor {
         /// The first of them by name.

@@ -61,14 +61,22 @@ impl<'c> PackedRows<'c> {
         let start = stored as u64 * self.cols as u64;
         self.tensor.read(start, &mut self.bytes)?;
         let bits = |byte: u8| (byte >> (2 * quarter)) & 3;
-        if let Some(col) = self.bytes.iter().position(|byte| bits(*byte) == 3) {
-            let tensor = self.tensor.info.name.clone();
-            return Err(ConvertError::NotACode { tensor, row, col });
-        }
         out.iter_mut()
             .zip(&self.bytes)
             .for_each(|(code, byte)| *code = bits(*byte) as i8 - 1);
-        Ok(())
+        match out.iter().fold(-1, |most: i8, code| most.max(*code)) {
+            2 => Err(self.not_a_code(row, out)),
+            _ => Ok(()),
+        }
+    }
+
+    fn not_a_code(&self, row: usize, codes: &[i8]) -> ConvertError {
+        let col = codes.iter().position(|code| *code == 2);
+        ConvertError::NotACode {
+            tensor: self.tensor.info.name.clone(),
+            row,
+            col: col.expect("a code is not one"),
+        }
     }
 }
 

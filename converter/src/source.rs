@@ -82,6 +82,12 @@ impl<'c> CheckpointSource<'c> {
         })
     }
 
+    /// The names under which the checkpoint holds its tensors.
+    #[must_use]
+    pub const fn naming(&self) -> Naming {
+        self.naming
+    }
+
     /// Type in which the checkpoint stores the embedding.
     ///
     /// # Errors

@@ -113,13 +113,13 @@ fn damaged_tensors() {
             },
             |e| matches!(e, ConvertError::ExtraTensor { count: 1, .. }),
             "tensor model.layers.1.self_attn.q_proj.bias belongs to no part of the model \
-             (1 such in all); converting would drop it",
+             (1 such in all) and would be dropped",
         ),
         Case::new(
             |draft| draft.config["num_hidden_layers"] = json!(1),
             |e| matches!(e, ConvertError::ExtraTensor { count: 11, .. }),
             "tensor model.layers.1.input_layernorm.weight belongs to no part of the model \
-             (11 such in all); converting would drop it",
+             (11 such in all) and would be dropped",
         ),
         Case::new(
             |draft| draft.config["tie_word_embeddings"] = json!(false),

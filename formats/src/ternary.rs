@@ -85,13 +85,18 @@ impl TernaryLayout {
 
     /// Packs one line.
     pub fn pack_line(self, codes: &LineCodes, line: &mut [u8; LINE_BYTES]) {
-        for (at, byte) in line.iter_mut().enumerate() {
-            let (row, i) = (at / 4, at % 4);
-            *byte = match self {
-                Self::T5R16 => t5::encode([0, 1, 2, 3, 4].map(|p| codes[4 * p + i][row])),
-                Self::T2R16 => t2::encode([0, 1, 2, 3].map(|p| codes[4 * p + i][row])),
-            };
+        for (row, bytes) in line.as_chunks_mut().0.iter_mut().enumerate() {
+            *bytes = self.pack_row(&codes.map(|column| column[row]));
         }
+    }
+
+    /// The four bytes of one row in a line.
+    #[inline]
+    fn pack_row(self, codes: &[i8; MAX_BLOCK_COLS]) -> [u8; 4] {
+        [0, 1, 2, 3].map(|i| match self {
+            Self::T5R16 => t5::encode([0, 1, 2, 3, 4].map(|p| codes[4 * p + i])),
+            Self::T2R16 => t2::encode([0, 1, 2, 3].map(|p| codes[4 * p + i])),
+        })
     }
 
     /// Unpacks one line. Bytes that are no code decode to some trits, never to anything else.
@@ -124,16 +129,16 @@ impl TernaryLayout {
         assert!(codes.len().is_multiple_of(cols) && codes.len() <= GROUP_ROWS * cols);
         assert_eq!(group.len(), self.group_bytes(cols));
         let (lines, _) = group.as_chunks_mut::<LINE_BYTES>();
-        for (block, line) in lines.iter_mut().enumerate() {
-            let mut block_codes = LineCodes::default();
-            let first = block * self.block_cols();
-            for (row, codes) in codes.chunks_exact(cols).enumerate() {
-                let part = &codes[first..cols.min(first + self.block_cols())];
-                part.iter()
-                    .zip(&mut block_codes)
-                    .for_each(|(code, column)| column[row] = *code);
+        let mut rows = codes.chunks_exact(cols);
+        for row in 0..GROUP_ROWS {
+            let codes = rows.next().unwrap_or_default();
+            let mut parts = codes.chunks(self.block_cols());
+            for line in lines.iter_mut() {
+                let part = parts.next().unwrap_or_default();
+                let mut padded = [0; MAX_BLOCK_COLS];
+                padded[..part.len()].copy_from_slice(part);
+                line.as_chunks_mut().0[row] = self.pack_row(&padded);
             }
-            self.pack_line(&block_codes, line);
         }
     }
 

@@ -3,7 +3,8 @@
 use bitnet_formats::quant::NonFinite;
 
 /// A call that cannot be served. The session is as it was before the call, except after
-/// [`NonFinite`](Self::NonFinite), where the positions of the failed chunk are dropped.
+/// [`NonFinite`](Self::NonFinite) and [`Rounding`](Self::Rounding), where the positions of the failed chunk
+/// are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RunError {
@@ -72,6 +73,9 @@ pub enum RunError {
         /// Positions in use.
         used: usize,
     },
+    /// A thread does not round to nearest, or drops subnormal numbers: results would not be those of
+    /// other machines.
+    Rounding,
     /// An infinite value or NaN arose in a block (or, with the number of blocks, at the head).
     NonFinite {
         /// Index of the block.
@@ -136,6 +140,9 @@ impl core::fmt::Display for RunError {
             Self::Position { asked, used } => {
                 write!(f, "cannot rewind to position {asked}: only {used} are in use")
             }
+            Self::Rounding => f.write_str(
+                "the processor is set to flush to zero, or not to round to nearest, which changes results; set its float control register back",
+            ),
             Self::NonFinite { layer } => {
                 write!(f, "an infinite value or NaN arose in block {layer}; the weights are damaged")
             }

@@ -23,7 +23,7 @@ use crate::layers::grouped_attention::Tile;
 use crate::layers::latent_attention::{LatentHead, Work};
 use crate::layers::norm::Norm;
 use crate::layers::rope;
-use crate::math::sqrt;
+use crate::math::{rounds_by_default, sqrt};
 use crate::model::{Block, KvProjection, Model};
 use crate::parts::{Groups, Rows, Workers};
 use crate::plan::{TILE_QUERIES, code_stride, kv_widths};
@@ -120,8 +120,11 @@ impl<'a> Forward<'a, '_> {
         }
     }
 
-    /// Runs some units of a stage.
+    /// Runs some units of a stage. Each thread that has a part in it comes by here.
     pub(crate) fn run(&mut self, stage: Stage, units: Range<usize>) -> Result<(), RunError> {
+        if !rounds_by_default() {
+            return Err(RunError::Rounding);
+        }
         match stage {
             Stage::Embed => self.embed(units),
             Stage::AttnIn => {

@@ -3,6 +3,8 @@
 //! Plain multiplies and adds in a fixed order, no fused operations, no library that may change.
 //! NUMERICS.md states the same formulas.
 
+use core::hint::black_box;
+
 /// Lanes of every feature sum.
 pub const LANES: usize = 16;
 
@@ -14,6 +16,19 @@ pub fn sqrt(x: f32) -> f32 {
     return x.sqrt();
     #[cfg(not(feature = "std"))]
     return libm::sqrtf(x);
+}
+
+/// True where this thread rounds to nearest and keeps subnormal numbers, as IEEE 754 has it by default.
+/// Code built with fast-math options may have told the processor otherwise.
+#[must_use]
+pub fn rounds_by_default() -> bool {
+    let one = black_box(1.0f32);
+    let (half_way, above) = (f32::EPSILON / 2.0, f32::EPSILON * 0.75);
+    let (smallest, subnormal) = (black_box(f32::MIN_POSITIVE), black_box(f32::from_bits(1)));
+    one + half_way == 1.0
+        && one + above > 1.0
+        && smallest * 0.5 > 0.0
+        && subnormal * 8_388_608.0 == f32::MIN_POSITIVE
 }
 
 /// Folds sixteen lanes 8, 4, 2, 1.

@@ -194,8 +194,8 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
     ///
     /// # Errors
     ///
-    /// No token, an id outside the vocabulary, no room in the context, or a value that is not
-    /// finite. Nothing is read unless all tokens are legal and fit.
+    /// No token, an id outside the vocabulary, no room in the context, or as [`step`](Self::step).
+    /// Nothing is read unless all tokens are legal and fit.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<&[f32], RunError> {
         self.read(ids, Want::Last)
     }
@@ -268,7 +268,8 @@ impl<'m, 'w, 'b> Session<'m, 'w, 'b> {
     ///
     /// # Errors
     ///
-    /// A value that is not finite; the chunk is dropped and the sequence is as before it.
+    /// A value that is not finite, or a processor set to round otherwise than by default; the chunk is
+    /// dropped and the sequence is as before it.
     pub fn step(&mut self, budget: usize) -> Result<Step, RunError> {
         let Some(mut chunk) = self.chunk.take() else {
             return Ok(Step::Done);

@@ -1,13 +1,14 @@
-//! Optimiser steps of two models, as `step/model/threads`; throughput in tokens.
+//! Optimiser steps of two models, as `step/model-precision/threads`; throughput in tokens.
 //!
 //! `s`: 4 layers, hidden 256, 4 heads, feed-forward 688, context 256, batch 16, vocabulary 512.
 //! `char`: 4 layers, hidden 128, 4 heads, feed-forward 344, context 64, batch 12, vocabulary 65.
-//! Each is checked before it is timed: every thread count takes the same steps to the bit, and the
-//! loss of a repeated batch falls.
+//! Each is checked before it is timed: every thread count takes the same steps to the bit, the
+//! loss of a repeated batch falls, and bf16 begins where f32 does and stays near.
 
 use bitnet_formats::{Attention, ModelConfig, Preset};
 use bitnet_trainer::model::Model;
 use bitnet_trainer::model::gradient::{Example, Worker};
+use bitnet_trainer::ops::gemm::Precision;
 use bitnet_trainer::optim::{AdamW, clip_factor, global_norm};
 use bitnet_trainer::rng::{Rng, Stream};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -83,9 +84,10 @@ struct Run {
 }
 
 impl Run {
-    fn new(case: &Case) -> Self {
+    fn new(case: &Case, precision: Precision) -> Self {
         let mut model = Model::new(case.config(), true);
         model.init(1);
+        model.set_precision(precision);
         let worker = |_| Worker::new(model.config(), case.context);
         Self {
             adam: AdamW::new(&model, (0.9, 0.95), 1e-8, false),
@@ -118,9 +120,10 @@ fn pool(threads: usize) -> ThreadPool {
     pool.expect("threads")
 }
 
-fn check(case: &Case) {
+/// Losses of the first steps, after they turned out the same on two threads.
+fn checked_losses(case: &Case, precision: Precision) -> [f64; 3] {
     let losses = |threads| {
-        let mut run = Run::new(case);
+        let mut run = Run::new(case, precision);
         pool(threads).install(|| [(); 3].map(|()| run.step()))
     };
     let one = losses(1);
@@ -131,20 +134,34 @@ fn check(case: &Case) {
         case.name
     );
     assert!(one[2] < one[0], "{}: {one:?} does not fall", case.name);
+    one
 }
 
 fn step(c: &mut Criterion) {
     let mut group = c.benchmark_group("step");
     group.sample_size(10);
     for case in CASES {
-        check(&case);
-        for threads in [1, 2] {
-            let mut run = Run::new(&case);
-            let pool = pool(threads);
-            group.throughput(Throughput::Elements((case.batch * case.context) as u64));
-            group.bench_function(BenchmarkId::new(case.name, threads), |b| {
-                b.iter(|| pool.install(|| run.step()));
-            });
+        let wide = checked_losses(&case, Precision::F32);
+        for precision in [Precision::F32, Precision::Bf16] {
+            if !precision.is_supported() {
+                eprintln!("SKIP {} {precision:?}: not on this processor", case.name);
+                continue;
+            }
+            let losses = checked_losses(&case, precision);
+            assert_eq!(losses[0], wide[0], "the forward pass is the same");
+            assert!(
+                (losses[2] / wide[2] - 1.0).abs() < 1e-3,
+                "{losses:?} {wide:?}"
+            );
+            for threads in [1, 2] {
+                let mut run = Run::new(&case, precision);
+                let pool = pool(threads);
+                let name = format!("{}-{precision:?}", case.name).to_lowercase();
+                group.throughput(Throughput::Elements((case.batch * case.context) as u64));
+                group.bench_function(BenchmarkId::new(name, threads), |b| {
+                    b.iter(|| pool.install(|| run.step()));
+                });
+            }
         }
     }
     group.finish();

@@ -16,13 +16,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bitnet_formats::ModelConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::config_file::to_toml;
 use crate::config_json;
 use crate::error::{Error, Result};
 use crate::files::write_bytes;
+use crate::init::Masters;
 use crate::model::Model;
 use crate::optim::{AdamW, Moments};
 use crate::param::Param;
@@ -253,24 +253,13 @@ impl RunFolder {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] or [`Error::Checkpoint`], naming the file and the tensor.
+    /// As [`Masters::open`] and [`Masters::load_into`]; [`Error::Checkpoint`] for files of two models.
     pub fn load_model(&self) -> Result<(Model<f32>, Tokenizer)> {
-        let path = self.file("config.json");
-        let json = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
-        let (config, quantize) =
-            config_json::read(&json).map_err(|problem| Error::checkpoint(&path, problem))?;
+        let masters = Masters::open(&self.path)?;
         let tokenizer = self.load_tokenizer()?;
-        self.check_vocabulary(&tokenizer, &config)?;
-        let path = self.file("model.safetensors");
-        let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
-        let file = TensorFile::open(&path, &bytes)?;
-        let mut model = Model::new(config, quantize);
-        file.check_names(names(&model, &[""]))?;
-        for param in model.params_mut() {
-            let name = param.name.clone();
-            file.read_into(&name, param)?;
-        }
-        model.refresh();
+        masters.check_vocabulary(&tokenizer)?;
+        let mut model = Model::new(*masters.model(), masters.quantized());
+        masters.load_into(&mut model)?;
         Ok((model, tokenizer))
     }
 
@@ -281,17 +270,6 @@ impl RunFolder {
     /// [`Error::Io`] or [`Error::Checkpoint`].
     pub fn load_tokenizer(&self) -> Result<Tokenizer> {
         Tokenizer::from_file(&self.file("tokenizer.json"))
-    }
-
-    fn check_vocabulary(&self, tokenizer: &Tokenizer, config: &ModelConfig) -> Result<()> {
-        let (ids, rows) = (tokenizer.vocab_size(), config.vocab_size);
-        if ids <= rows {
-            return Ok(());
-        }
-        Err(Error::checkpoint(
-            &self.file("tokenizer.json"),
-            format!("has {ids} ids, but config.json says vocab_size {rows}: files of two models"),
-        ))
     }
 }
 

@@ -16,6 +16,7 @@ use crate::data::{EncodedText, Input};
 use crate::error::{Error, Result};
 use crate::eval::evaluate;
 use crate::fit::{FitOptions, Outcome, Start, fit, resolve, thread_pool};
+use crate::init::Masters;
 use crate::keys::{self, KEYS};
 use crate::memory::MemoryEstimate;
 use crate::prepare::{PrepareOptions, prepare};
@@ -37,7 +38,7 @@ pub struct Cli {
 enum Command {
     /// Train a model on text.
     #[command(after_long_help = settings_help())]
-    Fit(FitArgs),
+    Fit(Box<FitArgs>),
     /// Turn a corpus into tokens on disk, for fit to read window by window: for texts larger than
     /// memory, and to encode a text once.
     Prepare(PrepareArgs),
@@ -138,6 +139,11 @@ struct FitArgs {
     /// bpe:2048]. Where there are several documents, an id for the end of a text comes with it.
     #[arg(long, value_name = "KIND", conflicts_with = "resume")]
     tokenizer: Option<TokenizerKind>,
+    /// Checkpoint of master weights to start from: a folder that fit wrote, or a public BitNet checkpoint
+    /// (config.json and safetensors, f32, f16 or bf16). Shape and tokenizer come with it; the optimiser
+    /// starts anew, with batch and context of the preset tiny and the recipe mission unless told otherwise.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["resume", "preset"])]
+    init: Option<PathBuf>,
     /// Optimiser steps [default: the preset's]; warm-up and evaluations follow. With --resume it makes
     /// the run longer: the schedule of the learning rate is then that of so many steps.
     #[arg(long, value_name = "N")]
@@ -166,7 +172,8 @@ struct FitArgs {
     /// Replace the run in --out.
     #[arg(long, conflicts_with = "resume")]
     overwrite: bool,
-    /// Save and stop after this step, as Ctrl-C would.
+    /// Save and stop after this step, as Ctrl-C would; 0 writes the weights that training would begin
+    /// with.
     #[arg(long, value_name = "STEP")]
     stop_at: Option<u64>,
     /// Pack the model into this .btn file when the run ends: the best evaluation's, or the last where
@@ -252,10 +259,12 @@ fn run_fit(args: &FitArgs) -> anyhow::Result<()> {
     let start = match args.resume {
         true => Start::Resume { steps: args.steps },
         false => {
-            let (settings, tokenizer) = args.settings()?;
+            let init = args.masters()?;
+            let (settings, tokenizer) = args.settings(init.as_ref())?;
             Start::Fresh {
                 settings: Box::new(settings),
                 tokenizer,
+                init: init.map(Arc::new),
                 overwrite: args.overwrite,
             }
         }
@@ -312,15 +321,26 @@ fn ending(outcome: &Outcome, out: &Path) -> String {
 }
 
 impl FitArgs {
-    /// Settings and tokenizer: the preset, the recipe, the file, the flags, `--set`.
-    fn settings(&self) -> Result<(Settings, Option<TokenizerKind>)> {
+    fn masters(&self) -> Result<Option<Masters>> {
+        self.init.as_deref().map(Masters::open).transpose()
+    }
+
+    /// Settings and tokenizer: the preset or the checkpoint, the recipe, the file, the flags, `--set`.
+    fn settings(&self, init: Option<&Masters>) -> Result<(Settings, Option<TokenizerKind>)> {
         let file = self.config.as_deref().map(ConfigFile::read).transpose()?;
         let named = |flag: &Option<String>, name: &str| {
             let in_file = || file.as_ref().and_then(|file| file.flag(name));
             flag.as_deref().or_else(in_file).map(str::to_owned)
         };
         let preset = named(&self.preset, "preset");
-        let mut settings = Settings::preset(preset_named(preset.as_deref().unwrap_or("tiny"))?);
+        let mut settings = match (init, preset) {
+            (None, preset) => Settings::preset(preset_named(preset.as_deref().unwrap_or("tiny"))?),
+            (Some(masters), None) => masters.settings(),
+            (Some(_), Some(_)) => {
+                let message = "preset: --init brings its shape; leave the preset out";
+                return Err(Error::Usage(message.into()));
+            }
+        };
         if let Some(name) = named(&self.recipe, "recipe") {
             Recipe::from_name(&name)?.apply(&mut settings.train);
         }
@@ -363,8 +383,9 @@ fn preset_named(name: &str) -> Result<Preset> {
 
 fn dry_run(args: &FitArgs) -> Result<String> {
     let input = Input::read(&args.data.options())?;
-    let (settings, tokenizer) = args.settings()?;
-    let (settings, _) = resolve(&settings, tokenizer.as_ref(), &input)?;
+    let init = args.masters()?;
+    let (settings, tokenizer) = args.settings(init.as_ref())?;
+    let (settings, _) = resolve(&settings, tokenizer.as_ref(), init.as_ref(), &input)?;
     let memory = MemoryEstimate::new(&settings);
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let mut out = String::new();

@@ -30,36 +30,51 @@ pub fn write(
     Ok(format!("{json:#}\n"))
 }
 
-/// The model a `config.json` describes, and whether it was trained with quantisers.
+/// The checkpoint that a `config.json` describes, together with the names of its tensors, and whether
+/// it was trained with quantisers.
 ///
 /// # Errors
 ///
 /// What is missing, or what this crate cannot run.
-pub fn read(json: &str) -> Result<(ModelConfig, bool), String> {
+pub fn read(json: &str, names: TensorNames<'_>) -> Result<(CheckpointConfig, bool), String> {
     let mut json: Value = serde_json::from_str(json).map_err(|e| e.to_string())?;
     let quantize = json["quantization_config"]["quantization_mode"] != UNQUANTIZED;
     if !quantize {
         json["quantization_config"]["quantization_mode"] = json!("online");
     }
-    let public = CheckpointConfig::from_json(&json, TensorNames::unknown());
+    let public = CheckpointConfig::from_json(&json, names);
     let public = public.map_err(|e| e.to_string())?;
     if public.weights.is_packed() {
-        return Err("the weights are packed; the trainer reads master weights".into());
+        return Err(
+            "the weights are packed codes. Training goes on from master weights, which rounding to \
+             codes loses; give the checkpoint that these were packed from"
+                .into(),
+        );
     }
-    if !matches!(public.family, Family::BitNet | Family::Latent) {
+    if !matches!(
+        public.family,
+        Family::BitNet | Family::B1_58 | Family::Latent
+    ) {
         let architecture = public.family.architecture();
-        return Err(format!("the trainer does not train {architecture}"));
+        return Err(format!(
+            "the trainer does not train {architecture}: its models have a norm before every linear, \
+             and none inside"
+        ));
     }
     if public.model.norms.in_linear.is_some() {
         return Err("the trainer has no norms inside linears".into());
     }
-    Ok((public.model, quantize))
+    Ok((public, quantize))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use bitnet_formats::{Norms, Preset, WeightScale};
+
+    fn read_alone(json: &str) -> Result<(ModelConfig, bool), String> {
+        read(json, TensorNames::unknown()).map(|(config, quantize)| (config.model, quantize))
+    }
 
     fn grouped() -> ModelConfig {
         ModelConfig {
@@ -74,7 +89,7 @@ mod tests {
         for config in [Preset::Tiny.config(), grouped()] {
             for quantize in [true, false] {
                 let json = write(&config, quantize, Some(3)).unwrap();
-                assert_eq!(read(&json).unwrap(), (config, quantize));
+                assert_eq!(read_alone(&json).unwrap(), (config, quantize));
             }
         }
     }
@@ -100,7 +115,7 @@ mod tests {
         let packed = write(&grouped(), true, None)
             .unwrap()
             .replace("online", "offline");
-        assert!(read(&packed).unwrap_err().contains("packed"));
-        assert!(read("{}").is_err());
+        assert!(read_alone(&packed).unwrap_err().contains("packed"));
+        assert!(read_alone("{}").is_err());
     }
 }

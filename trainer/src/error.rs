@@ -59,6 +59,14 @@ pub enum Error {
         /// Folder of the run.
         out: PathBuf,
     },
+    /// A checkpoint to read cannot be read.
+    #[error("{}: {problem}", path.display())]
+    Source {
+        /// What was to be read.
+        path: PathBuf,
+        /// What the converter, which reads it, found.
+        problem: Box<bitnet_converter::ConvertError>,
+    },
     /// The finished run could not be packed.
     #[error("--export: {0}; the checkpoint is complete, and bitnet-convert packs it")]
     Export(Box<bitnet_converter::ConvertError>),
@@ -88,6 +96,15 @@ impl Error {
         Self::Checkpoint {
             path: path.to_path_buf(),
             problem: problem.into(),
+        }
+    }
+
+    /// A checkpoint that the converter cannot read.
+    pub fn source(path: &Path) -> impl Fn(bitnet_converter::ConvertError) -> Self {
+        let path = path.to_path_buf();
+        move |problem| Self::Source {
+            path: path.clone(),
+            problem: Box::new(problem),
         }
     }
 

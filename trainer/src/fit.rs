@@ -1,6 +1,7 @@
 //! `fit`: a run from its text to its last checkpoint.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -14,7 +15,9 @@ use crate::error::{Error, Result};
 use crate::eval::{Evaluation, evaluate};
 use crate::export;
 use crate::history::{best, norm_limit};
+use crate::init::Masters;
 use crate::metrics::{MetricsLog, Record};
+use crate::model::Model;
 use crate::plot::loss_svg;
 use crate::progress::Progress;
 use crate::sample::{SampleOptions, sample};
@@ -38,7 +41,7 @@ pub struct FitOptions {
     pub start: Start,
     /// Threads; the result is the same for any number.
     pub threads: usize,
-    /// Stop after this step, as an interrupt would.
+    /// Stop after this step, as an interrupt would; 0 to write the first checkpoint and no more.
     pub stop_at: Option<u64>,
     /// Where the finished model goes as a `.btn` file.
     pub export: Option<PathBuf>,
@@ -47,12 +50,15 @@ pub struct FitOptions {
 /// How a run begins.
 #[derive(Clone, Debug)]
 pub enum Start {
-    /// With fresh weights.
+    /// At step 0.
     Fresh {
         /// Shape and recipe; `vocab_size` follows the tokenizer.
         settings: Box<Settings>,
-        /// Which tokenizer; `None` for that of prepared tokens, or for [`DEFAULT_TOKENIZER`].
+        /// Which tokenizer; `None` for that of prepared tokens or of `init`, else for
+        /// [`DEFAULT_TOKENIZER`].
         tokenizer: Option<TokenizerKind>,
+        /// Weights to start from; `None` for fresh ones.
+        init: Option<Arc<Masters>>,
         /// Replace a run that is there.
         overwrite: bool,
     },
@@ -122,10 +128,13 @@ pub fn fit(options: &FitOptions, stop: &AtomicBool, progress: &mut Progress) -> 
             Start::Fresh {
                 settings,
                 tokenizer,
+                init,
                 overwrite,
             } => {
-                let kind = tokenizer.as_ref();
-                Run::fresh(options, settings, kind, *overwrite, &input, progress)?
+                check_folder(options, *overwrite)?;
+                let init = init.as_deref();
+                let resolved = resolve(settings, tokenizer.as_ref(), init, &input)?;
+                Run::fresh(options, resolved, init, &input, progress)?
             }
             Start::Resume { steps } => Run::resume(options, *steps, &input, progress)?,
         };
@@ -142,17 +151,29 @@ pub fn fit(options: &FitOptions, stop: &AtomicBool, progress: &mut Progress) -> 
 ///
 /// # Errors
 ///
-/// As [`Tokenizer::new`] and [`Settings::validate`].
+/// As [`Tokenizer::new`] and [`Settings::validate`]; as [`Masters::tokenizer`] and
+/// [`Masters::check_shape`] where a run starts from those.
 pub fn resolve(
     settings: &Settings,
     kind: Option<&TokenizerKind>,
+    init: Option<&Masters>,
     input: &Input,
 ) -> Result<(Settings, Tokenizer)> {
     settings.validate()?;
     let mut settings = settings.clone();
     input.settle(&mut settings.train);
-    let tokenizer = tokenizer(&settings, kind, input)?;
-    settings.model.vocab_size = tokenizer.vocab_size();
+    let tokenizer = match init {
+        Some(masters) => {
+            masters.check_shape(&settings)?;
+            settings.model.vocab_size = masters.model().vocab_size;
+            masters.tokenizer(kind, input)?
+        }
+        None => {
+            let tokenizer = tokenizer(&settings, kind, input)?;
+            settings.model.vocab_size = tokenizer.vocab_size();
+            tokenizer
+        }
+    };
     settings.validate()?;
     // Better to hear now that the model cannot be saved.
     config_json::write(&settings.model, settings.train.quantize, None).map_err(Error::Usage)?;
@@ -182,26 +203,17 @@ fn tokenizer(
 impl<'a> Run<'a> {
     fn fresh(
         options: &FitOptions,
-        settings: &Settings,
-        kind: Option<&TokenizerKind>,
-        overwrite: bool,
+        (settings, tokenizer): (Settings, Tokenizer),
+        init: Option<&Masters>,
         input: &Input,
         progress: &'a mut Progress,
     ) -> Result<Self> {
         let folder = RunFolder::new(&options.out);
-        if folder.is_occupied() && !overwrite {
-            return Err(Error::Usage(format!(
-                "--out {}: there is a run in this folder; go on with it by --resume, replace it by \
-                 --overwrite, or choose another folder",
-                options.out.display()
-            )));
-        }
-        let (settings, tokenizer) = resolve(settings, kind, input)?;
         let data = TokenDataset::new(&tokenizer, input, &settings.train)?;
         check_export(options, &settings)?;
+        let trainer = trainer(&settings, init, data.train.end_of_text)?;
         folder.clear()?;
         folder.save_description(&settings, &tokenizer)?;
-        let trainer = Trainer::new(settings, data.train.end_of_text);
         let run = Self::new(trainer, tokenizer, data, folder, input, progress)?;
         // Shows now, and not after an hour, that the folder can hold a checkpoint.
         run.save()?;
@@ -268,6 +280,11 @@ impl<'a> Run<'a> {
 
     fn train(&mut self, stop_at: Option<u64>, stop: &AtomicBool) -> Result<Outcome> {
         let train = self.trainer.settings().train.clone();
+        let step = self.trainer.step();
+        if stop_at == Some(step) && step < train.steps {
+            self.progress.end();
+            return Ok(Outcome::Stopped { step });
+        }
         let mut last_evaluation = None;
         while self.trainer.step() < train.steps {
             let begun = Instant::now();
@@ -392,6 +409,31 @@ impl<'a> Run<'a> {
         self.folder
             .save(&state, self.trainer.model(), self.trainer.optimizer())
     }
+}
+
+/// A run at step 0: its weights are read before anything is written, since `--out` may be where they are.
+fn trainer(
+    settings: &Settings,
+    init: Option<&Masters>,
+    end_of_text: Option<u32>,
+) -> Result<Trainer> {
+    let Some(masters) = init else {
+        return Ok(Trainer::new(settings.clone(), end_of_text));
+    };
+    let mut model = Model::new(settings.model, settings.train.quantize);
+    masters.load_into(&mut model)?;
+    Ok(Trainer::starting_from(settings.clone(), end_of_text, model))
+}
+
+fn check_folder(options: &FitOptions, overwrite: bool) -> Result<()> {
+    if overwrite || !RunFolder::new(&options.out).is_occupied() {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "--out {}: there is a run in this folder; go on with it by --resume, replace it by \
+         --overwrite, or choose another folder",
+        options.out.display()
+    )))
 }
 
 fn check_export(options: &FitOptions, settings: &Settings) -> Result<()> {

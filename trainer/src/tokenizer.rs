@@ -152,6 +152,12 @@ impl Tokenizer {
         largest.map_or(0, |id| id as usize + 1)
     }
 
+    /// True if every token has the same id in both.
+    #[must_use]
+    pub fn has_ids_of(&self, other: &Self) -> bool {
+        self.inner.get_vocab(true) == other.inner.get_vocab(true)
+    }
+
     /// The id that ends a text, if there is one: the first of [`END_OF_TEXT_NAMES`] that it knows.
     #[must_use]
     pub fn end_of_text(&self) -> Option<u32> {

@@ -43,9 +43,15 @@ impl Trainer {
     /// A run at step 0 with fresh weights. Texts do not see each other across `end_of_text`.
     #[must_use]
     pub fn new(settings: Settings, end_of_text: Option<u32>) -> Self {
+        let mut model = Model::new(settings.model, settings.train.quantize);
+        model.init(settings.train.seed);
+        Self::starting_from(settings, end_of_text, model)
+    }
+
+    /// A run at step 0 with these weights. Texts do not see each other across `end_of_text`.
+    #[must_use]
+    pub fn starting_from(settings: Settings, end_of_text: Option<u32>, model: Model<f32>) -> Self {
         let train = &settings.train;
-        let mut model = Model::new(settings.model, train.quantize);
-        model.init(train.seed);
         let betas = (train.beta1, train.beta2);
         let adam = AdamW::new(&model, betas, train.eps, train.decay_embedding);
         Self::resume(settings, end_of_text, model, adam, 0)

@@ -435,7 +435,7 @@ fn damaged_checkpoints_are_refused() {
         assert!(outcome.stderr.contains(says), "{}", outcome.stderr);
     };
     fs::write(&path, &model[..model.len() - 4]).unwrap();
-    evaluate("model.safetensors: damaged");
+    evaluate("run/model.safetensors: ");
     let mut poisoned = model.clone();
     let last = poisoned.len() - 4;
     poisoned[last..].copy_from_slice(&f32::NAN.to_le_bytes());
@@ -452,6 +452,59 @@ fn damaged_checkpoints_are_refused() {
     evaluate("has shape");
     fs::remove_file(&config).unwrap();
     evaluate("config.json: cannot read");
+}
+
+/// Shape and tokenizer come from the checkpoint, everything else from the flags.
+#[test]
+fn runs_start_from_a_checkpoint() {
+    let place = place();
+    assert_eq!(run(place.path(), &fit(&[])).code, 0);
+    let from = [
+        "fit", "--data", "text.txt", "--out", "next", "--init", "run",
+    ];
+    let tuned = |more: &[&str]| {
+        let short = ["--steps", "2", "--batch", "2", "--context", "16"];
+        run(place.path(), &[&from[..], &short[..], more].concat())
+    };
+    let planned = tuned(&["--dry-run"]);
+    assert_eq!(planned.code, 0, "{}", planned.stderr);
+    for line in [
+        "model.hidden_size=32",
+        "vocabulary     256",
+        "train.lr=0.0002",
+    ] {
+        assert!(planned.stdout.contains(line), "{}", planned.stdout);
+    }
+    assert!(!place.path().join("next").exists());
+    let fitted = tuned(&[]);
+    assert_eq!(fitted.code, 0, "{}", fitted.stderr);
+    for (more, says) in [
+        (["--preset", "nano"], "cannot be used with"),
+        (
+            ["--set", "model.n_heads=8"],
+            "model.n_heads is 8, but the weights of --init run are 4",
+        ),
+        (["--init", "text.txt"], "cannot be used multiple times"),
+    ] {
+        let refused = tuned(&[&more[..], &["--dry-run"]].concat());
+        assert_eq!(refused.code, 2, "{}", refused.stderr);
+        assert!(refused.stderr.contains(says), "{}", refused.stderr);
+    }
+    let stopped = run(
+        place.path(),
+        &[
+            &from[..],
+            &["--overwrite", "--context", "16", "--stop-at", "0"],
+        ]
+        .concat(),
+    );
+    assert!(
+        stopped.stdout.contains("saved at step 0"),
+        "{}",
+        stopped.stderr
+    );
+    let model = |name: &str| fs::read(place.path().join(name).join("model.safetensors")).unwrap();
+    assert!(model("run") == model("next"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use bitnet_formats::{Activation, Attention, ModelConfig, Norms, Preset};
 use bitnet_trainer::model::gradient::{Example, Worker};
-use bitnet_trainer::model::{Model, Sequence};
+use bitnet_trainer::model::{Keep, Model, Sequence};
 use bitnet_trainer::param::Param;
 use bitnet_trainer::real::Real;
 use bitnet_trainer::rng::{Rng, Stream};
@@ -91,6 +91,37 @@ fn gradient<T: Real>(model: &mut Model<T>, batch: &[Example], weight: T) -> f64 
     model
         .accumulate_gradient(batch, weight, &mut workers)
         .unwrap()
+}
+
+/// Loss and gradients, as bits, of workers of one kind on a pool of some size.
+fn gradient_bits(
+    config: ModelConfig,
+    batch: &[Example],
+    threads: usize,
+    worker: impl Fn() -> Worker<f32> + Sync,
+) -> (u64, Vec<Vec<u32>>) {
+    let mut model = model::<f32>(config, true);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let sum = pool.unwrap().install(|| {
+        let mut workers: Vec<_> = batch.iter().map(|_| worker()).collect();
+        model.accumulate_gradient(batch, 0.2, &mut workers).unwrap()
+    });
+    let bits = |param: &Param<f32>| flat(&param.grad).iter().map(|g| g.to_bits()).collect();
+    (
+        sum.to_bits(),
+        model.params().into_iter().map(bits).collect(),
+    )
+}
+
+/// [`variants`], with room for sequences of several parts.
+fn long_variants() -> impl Iterator<Item = (&'static str, ModelConfig)> {
+    let long = |config| ModelConfig {
+        max_seq_len: 700,
+        ..config
+    };
+    variants()
+        .into_iter()
+        .map(move |(name, config)| (name, long(config)))
 }
 
 fn loss<T: Real>(model: &Model<T>, batch: &[Example]) -> f64 {
@@ -213,17 +244,55 @@ fn a_batch_equals_its_rows_one_by_one() {
 
 #[test]
 fn threads_do_not_change_a_bit() {
-    for (name, config) in variants() {
-        let batch = batch(5, 16, 6);
-        let run = |threads: usize| {
-            let mut model = model::<f32>(config, true);
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            let sum = pool.unwrap().install(|| gradient(&mut model, &batch, 0.2));
-            let grads = model.params().into_iter().map(|p| p.grad.clone());
-            (sum.to_bits(), grads.collect::<Vec<_>>())
-        };
-        let one = run(1);
-        assert!(one == run(2) && one == run(3), "{name}");
+    for (name, config) in long_variants() {
+        for (sequences, len) in [(5, 16), (1, 600)] {
+            let batch = batch(sequences, len, 6);
+            let run = |threads| {
+                gradient_bits(config, &batch, threads, || {
+                    Worker::new(&config, len).with_heads(threads)
+                })
+            };
+            let one = run(1);
+            assert!(one == run(2) && one == run(3), "{name}, {len} tokens");
+        }
+    }
+}
+
+/// What is kept between the passes, and how many heads run at once, is no part of the result.
+#[test]
+fn activations_computed_again_are_the_same_bits() {
+    for (name, config) in long_variants() {
+        for (sequences, len) in [(3, 16), (2, 300)] {
+            let batch = batch(sequences, len, 6);
+            let run = |keep, heads| {
+                gradient_bits(config, &batch, 2, || {
+                    Worker::keeping(keep, &config, len).with_heads(heads)
+                })
+            };
+            let kept = run(Keep::Activations, 1);
+            for heads in [1, 3, 9] {
+                let again = run(Keep::Inputs, heads);
+                assert!(kept == again, "{name}, {len} tokens, {heads} heads");
+            }
+        }
+    }
+}
+
+/// A sequence of several parts is one sequence: every position sees all before it.
+#[test]
+fn gradients_match_finite_differences_across_parts() {
+    for (name, config) in long_variants() {
+        let mut model = model::<f64>(config, false);
+        let batch = batch(1, 260, 5);
+        gradient(&mut model, &batch, 1.0);
+        let params: Vec<Param<f64>> = model.params().into_iter().cloned().collect();
+        for (i, param) in params.iter().enumerate() {
+            let k = param.value.len() / 2;
+            let slope = slope(&mut model, &batch, i, k);
+            let found = flat(&param.grad)[k];
+            let error = (slope - found).abs() / (1e-2 + slope.abs().max(found.abs()));
+            assert!(error < 1e-5, "{name}: {}[{k}]: {slope} {found}", param.name);
+        }
     }
 }
 

@@ -78,6 +78,7 @@ fn fresh(sets: &[&str]) -> Start {
     Start::Fresh {
         settings: Box::new(settings(sets)),
         tokenizer: Some(TokenizerKind::Bpe(270)),
+        init: None,
         overwrite: false,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bitnet_formats::{ModelConfig, Output};
 use bitnet_runtime::{Isa, Kernels, KvType, MAX_THREADS, SamplerConfig, SessionConfig};
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser, ValueEnum};
@@ -145,9 +146,10 @@ pub(crate) struct Args {
     #[arg(long, allow_negative_numbers = true, default_value_t = 0)]
     seed: u64,
 
-    /// Cache of keys and values. A latent cache is lossless: f32 is the same as native there.
-    #[arg(long, value_enum, default_value = "native")]
-    kv: Kv,
+    /// Cache of keys and values. A latent cache is lossless: f32 is the same as native there
+    /// [default: native; f32 for models that give embeddings, whose cache holds one text].
+    #[arg(long, value_enum)]
+    kv: Option<Kv>,
 
     /// Where ternary weights are while running: in the file, or copied to memory in a layout. No
     /// result depends on it. --bench takes several [default: low; low,fast for --bench].
@@ -276,20 +278,20 @@ impl Args {
         }
     }
 
-    const fn kv(&self) -> KvType {
-        match self.kv {
-            Kv::Native => KvType::Native,
-            Kv::F16 => KvType::F16,
-            Kv::F32 => KvType::F32,
+    const fn kv(&self, output: Output) -> KvType {
+        match (self.kv, output) {
+            (Some(Kv::F16), _) => KvType::F16,
+            (Some(Kv::F32), _) | (None, Output::Embedding) => KvType::F32,
+            (Some(Kv::Native), _) | (None, _) => KvType::Native,
         }
     }
 
     /// A session of this many positions. A chunk longer than that would be memory nobody uses.
-    pub(crate) fn session(&self, max_seq_len: usize) -> SessionConfig {
+    pub(crate) fn session(&self, config: &ModelConfig, max_seq_len: usize) -> SessionConfig {
         SessionConfig {
             max_seq_len,
             prefill_batch: self.prefill_batch.min(max_seq_len),
-            kv: self.kv(),
+            kv: self.kv(config.output),
             threads: self.threads(),
         }
     }

@@ -121,7 +121,7 @@ fn plan_tests(args: &Args, archive: &Archive<'_>) -> (SessionConfig, Vec<Test>) 
     tests.dedup();
     let session = SessionConfig {
         threads: most_threads(args),
-        ..args.session(context)
+        ..args.session(archive.config(), context)
     };
     (session, tests)
 }

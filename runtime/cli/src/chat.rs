@@ -116,7 +116,7 @@ fn one(mut talk: Talk<'_, '_>, file: &ModelFile, question: String) -> Result<()>
 fn many(mut talk: Talk<'_, '_>) -> Result<()> {
     let args = talk.args;
     let max_seq_len = args.context.unwrap_or(talk.archive.config().max_seq_len);
-    let config = args.session(max_seq_len);
+    let config = args.session(talk.archive.config(), max_seq_len);
     let mut weights = Weights::new(talk.weights()?, talk.archive)?;
     let model = weights.load(talk.archive, args.kernels())?;
     with_session(&model, &config, |session| {

@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args, file: &ModelFile, prompt: &Prompt<'_>) -> Result<
             ids.len()
         );
     }
-    let session = args.session(ids.len().max(1));
+    let session = args.session(archive.config(), ids.len().max(1));
     let decision = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
     let mut weights = Weights::new(decision, &archive)?;
     let model = weights.load(&archive, args.kernels())?;

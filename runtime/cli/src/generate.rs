@@ -128,7 +128,7 @@ pub(crate) fn session_config(
             "the prompt has {prompt} tokens and the context {max_seq_len}: shorten the prompt{raise}"
         );
     }
-    Ok(args.session(max_seq_len))
+    Ok(args.session(archive.config(), max_seq_len))
 }
 
 /// Reads a prompt and goes on with it.

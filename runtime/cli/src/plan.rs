@@ -13,7 +13,7 @@ use crate::weights::Decision;
 pub(crate) fn print(args: &Args, file: &ModelFile) -> Result<()> {
     let archive = file.archive()?;
     let config = *archive.config();
-    let session = args.session(args.context.unwrap_or(config.max_seq_len));
+    let session = args.session(&config, args.context.unwrap_or(config.max_seq_len));
     let plan = MemoryPlan::new(&config, &session)?;
     let weights = Decision::of_generation(args, &archive)?;
     let memory = file.memory(&weights, &plan)?;

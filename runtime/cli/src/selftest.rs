@@ -52,7 +52,7 @@ fn replay(
     let ids: Vec<u32> = case.ids().collect();
     let session = SessionConfig {
         kv: case.kv,
-        ..args.session(ids.len())
+        ..args.session(model.config(), ids.len())
     };
     with_session(model, &session, |session| {
         let mut hash = LogitsHash::new();

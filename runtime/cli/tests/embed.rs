@@ -88,7 +88,7 @@ fn vectors_are_those_of_the_other_library() {
             .map(Value::to_string)
             .collect();
         let ids = ids.join(",");
-        let args = ["m.btn", "--ids", &ids, "--kv", "f32"];
+        let args = ["m.btn", "--ids", &ids];
         let json = place.run(&[&args[..], &["--json"]].concat()).json();
         let found = floats(&json["embedding"]);
         let expected = expected(length);

@@ -1,4 +1,5 @@
-//! Attention of a block: either kind, over one set of buffers.
+//! Attention of a block: either kind, over one set of buffers. Projections go part by part of a
+//! sequence, the heads over all of it.
 
 use bitnet_formats::quant::NonFinite;
 use bitnet_formats::{Attention, ModelConfig};
@@ -27,7 +28,6 @@ pub enum AttentionLayer<T> {
 /// Widths of a layer's buffers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Widths {
-    pub(crate) n_heads: usize,
     pub(crate) q: usize,
     pub(crate) kv_a: usize,
     pub(crate) latent: usize,
@@ -35,7 +35,7 @@ pub(crate) struct Widths {
     pub(crate) heads: usize,
 }
 
-/// Activations of one sequence.
+/// Activations of a part of a sequence, `len` rows.
 #[derive(Clone, Debug)]
 pub struct AttentionTape<T> {
     /// Rotated queries, `[len, n_heads * qk_head_dim]`.
@@ -48,11 +48,9 @@ pub struct AttentionTape<T> {
     pub kv_b: Array2<T>,
     /// Concatenated head outputs, `[len, n_heads * v_head_dim]`: the layer's result.
     pub heads: Array2<T>,
-    /// Of head `h` at `[h * len..][..len]`.
-    pub log_sum_exp: Vec<T>,
 }
 
-/// Gradients of one sequence, of the shapes of [`AttentionTape`]'s fields of the same name.
+/// Gradients of a part of a sequence, of the shapes of [`AttentionTape`]'s fields of the same name.
 #[derive(Clone, Debug)]
 pub struct AttentionGrads<T> {
     /// Of the queries.
@@ -67,7 +65,7 @@ pub struct AttentionGrads<T> {
     pub heads: Array2<T>,
 }
 
-/// `(input, gradients)` of one sequence, as weight gradients need them.
+/// `(input, activations, gradients)` of a part, as weight gradients need them.
 pub type AttentionTerm<'a, T> = (
     &'a Activations<T>,
     &'a AttentionTape<T>,
@@ -84,7 +82,6 @@ impl<T: Real> AttentionTape<T> {
             latent: NormTape::new(len, widths.latent),
             kv_b: zeros(len, widths.kv_b),
             heads: zeros(len, widths.heads),
-            log_sum_exp: vec![T::zero(); widths.n_heads * len],
         }
     }
 }
@@ -121,7 +118,6 @@ impl Widths {
             }
         };
         Self {
-            n_heads: config.n_heads,
             q: config.q_dim(),
             kv_a,
             latent,
@@ -175,46 +171,83 @@ impl<T: Real> AttentionLayer<T> {
         }
     }
 
-    /// From the normed input to `tape.heads`.
+    /// From the normed input of the part that begins at position `first` to queries, keys and values.
     ///
     /// # Errors
     ///
     /// [`NonFinite`] from a quantiser.
-    pub fn forward(
+    pub fn project(
         &self,
         x: &Activations<T>,
         rope: &Rope<T>,
+        first: usize,
         quantize: bool,
         tape: &mut AttentionTape<T>,
-        head: &mut HeadBuffers<T>,
     ) -> Result<(), NonFinite> {
         match self {
             Self::Grouped(layer) => {
-                layer.forward(x, rope, tape, head);
+                layer.project(x, rope, first, tape);
                 Ok(())
             }
-            Self::Latent(layer) => layer.forward(x, rope, quantize, tape, head),
+            Self::Latent(layer) => layer.project(x, rope, first, quantize, tape),
         }
     }
 
-    /// From `grads.heads` to the gradient of the normed input, `d_x`.
+    /// Brings queries, keys and values of head `h` from a part to `head`.
+    pub fn gather_head(
+        &self,
+        tape: &AttentionTape<T>,
+        first: usize,
+        h: usize,
+        head: &mut HeadBuffers<T>,
+    ) {
+        match self {
+            Self::Grouped(layer) => layer.gather_head(tape, first, h, head),
+            Self::Latent(layer) => layer.gather_head(tape, first, h, head),
+        }
+    }
+
+    /// Makes `grads` ready for [`AttentionLayer::scatter_gradients`] of all heads.
+    pub fn begin_gradients(&self, grads: &mut AttentionGrads<T>) {
+        grads.kv_a.fill(T::zero());
+        if let Self::Grouped(_) = self {
+            grads.kv_b.fill(T::zero());
+        }
+    }
+
+    /// Brings gradients of queries, keys and values from `head` to a part. What heads share adds up,
+    /// so heads must come in order.
+    pub fn scatter_gradients(
+        &self,
+        head: &HeadBuffers<T>,
+        first: usize,
+        h: usize,
+        grads: &mut AttentionGrads<T>,
+    ) {
+        match self {
+            Self::Grouped(layer) => layer.scatter_gradients(head, first, h, grads),
+            Self::Latent(layer) => layer.scatter_gradients(head, first, h, grads),
+        }
+    }
+
+    /// From gradients of queries, keys and values to that of the normed input, `d_x`.
     ///
     /// Leaves in `grads` the output gradients, which weight gradients want.
     pub fn backward(
         &self,
         rope: &Rope<T>,
+        first: usize,
         tape: &mut AttentionTape<T>,
-        head: &mut HeadBuffers<T>,
         grads: &mut AttentionGrads<T>,
         d_x: &mut Array2<T>,
     ) {
         match self {
-            Self::Grouped(layer) => layer.backward(rope, tape, head, grads, d_x),
-            Self::Latent(layer) => layer.backward(rope, tape, head, grads, d_x),
+            Self::Grouped(layer) => layer.backward(rope, first, grads, d_x),
+            Self::Latent(layer) => layer.backward(rope, first, tape, grads, d_x),
         }
     }
 
-    /// Queues the weight gradients and adds the norms', over the sequences of a batch.
+    /// Queues the weight gradients and adds the norms', over the parts of a batch.
     pub fn collect_gradients<'a>(
         &'a mut self,
         terms: &[AttentionTerm<'a, T>],

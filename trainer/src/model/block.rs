@@ -1,5 +1,8 @@
 //! One block: attention and feed-forward layer, each between norms, each added to the residual
 //! stream.
+//!
+//! A part of a sequence goes through on its own, up to the heads of the attention and again after
+//! them; [`attend`](super::attend) runs the heads over the whole sequence.
 
 use bitnet_formats::quant::NonFinite;
 use bitnet_formats::{Activation, ModelConfig};
@@ -8,7 +11,6 @@ use ndarray::Array2;
 use crate::model::attention::{AttentionGrads, AttentionLayer, AttentionTape};
 use crate::model::input_norm::{InputNorm, NormTape};
 use crate::ops::activation;
-use crate::ops::attention::HeadBuffers;
 use crate::ops::bit_linear::{BitLinear, GradientJob};
 use crate::ops::codes::Activations;
 use crate::ops::rope::Rope;
@@ -32,12 +34,11 @@ pub struct Block<T> {
     activation: Activation,
 }
 
-/// What the forward pass of one sequence leaves for its backward pass.
+/// What the forward pass of one part of a sequence leaves for its backward pass, besides its input.
 #[derive(Clone, Debug)]
 pub struct BlockTape<T> {
-    input: Array2<T>,
     attn_in: NormTape<T>,
-    attention: AttentionTape<T>,
+    pub(crate) attention: AttentionTape<T>,
     attn_out: NormTape<T>,
     middle: Array2<T>,
     ffn_in: NormTape<T>,
@@ -47,10 +48,10 @@ pub struct BlockTape<T> {
     ffn_out: NormTape<T>,
 }
 
-/// Gradients of one sequence within one block; every block of a sequence uses the same.
+/// Gradients of one part of a sequence within one block; every block uses the same.
 #[derive(Clone, Debug)]
 pub struct BlockGrads<T> {
-    attention: AttentionGrads<T>,
+    pub(crate) attention: AttentionGrads<T>,
     o: Array2<T>,
     gate: Array2<T>,
     up: Array2<T>,
@@ -67,7 +68,6 @@ impl<T: Real> BlockTape<T> {
     pub fn new(config: &ModelConfig, len: usize) -> Self {
         let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
         Self {
-            input: zeros(len, hidden),
             attn_in: NormTape::new(len, hidden),
             attention: AttentionTape::new(config, len),
             attn_out: NormTape::new(len, config.attn_dim()),
@@ -176,29 +176,47 @@ impl<T: Real> Block<T> {
         linears
     }
 
-    /// Carries the residual stream `h`, `[len, hidden_size]`, through the block.
+    /// The layer whose heads [`attend`](super::attend) runs.
+    pub const fn attention(&self) -> &AttentionLayer<T> {
+        &self.attention
+    }
+
+    /// From the residual stream `input` of a part, `[rows, hidden_size]`, whose first position is
+    /// `first`, to its queries, keys and values.
     ///
     /// # Errors
     ///
     /// [`NonFinite`] from a quantiser.
-    pub fn forward(
+    pub fn before_heads(
         &self,
-        h: &mut Array2<T>,
+        input: &Array2<T>,
         rope: &Rope<T>,
+        first: usize,
         quantize: bool,
         tape: &mut BlockTape<T>,
-        head: &mut HeadBuffers<T>,
     ) -> Result<(), NonFinite> {
-        copy(&mut tape.input, h);
-        self.attn_norm.forward(h, quantize, &mut tape.attn_in)?;
+        self.attn_norm.forward(input, quantize, &mut tape.attn_in)?;
         let x = &tape.attn_in.activations;
         self.attention
-            .forward(x, rope, quantize, &mut tape.attention, head)?;
+            .project(x, rope, first, quantize, &mut tape.attention)
+    }
+
+    /// From the outputs of the heads to the input of `down_proj`: all that the backward pass needs.
+    ///
+    /// # Errors
+    ///
+    /// [`NonFinite`] from a quantiser.
+    pub fn after_heads(
+        &self,
+        input: &Array2<T>,
+        quantize: bool,
+        tape: &mut BlockTape<T>,
+    ) -> Result<(), NonFinite> {
         self.attn_sub_norm
             .forward(&tape.attention.heads, quantize, &mut tape.attn_out)?;
         self.o_proj
             .forward(&tape.attn_out.activations, &mut tape.middle);
-        add(&mut tape.middle, h);
+        add(&mut tape.middle, input);
 
         self.ffn_norm
             .forward(&tape.middle, quantize, &mut tape.ffn_in)?;
@@ -209,25 +227,53 @@ impl<T: Real> Block<T> {
         let product = flat_mut(&mut tape.product);
         vectorized!(activation::forward(self.activation, gate, up, product));
         self.ffn_sub_norm
-            .forward(&tape.product, quantize, &mut tape.ffn_out)?;
-        self.down_proj.forward(&tape.ffn_out.activations, h);
-        add(h, &tape.middle);
-        Ok(())
+            .forward(&tape.product, quantize, &mut tape.ffn_out)
     }
 
-    /// Carries the gradient of the residual stream, `d_h`, back through the block.
-    ///
-    /// Leaves in `grads` and `tape` what [`Block::collect_gradients`] needs.
-    pub fn backward(
+    /// The residual stream after the block, into `h`.
+    pub fn output(&self, tape: &BlockTape<T>, h: &mut Array2<T>) {
+        self.down_proj.forward(&tape.ffn_out.activations, h);
+        add(h, &tape.middle);
+    }
+
+    /// Carries the gradient of a part's residual stream, `d_h`, back to the outputs of the heads.
+    pub fn backward_to_heads(
         &self,
         d_h: &mut Array2<T>,
-        rope: &Rope<T>,
         tape: &mut BlockTape<T>,
-        head: &mut HeadBuffers<T>,
         grads: &mut BlockGrads<T>,
     ) {
         self.backward_feed_forward(d_h, tape, grads);
-        self.backward_attention(d_h, rope, tape, head, grads);
+        let zero = T::zero();
+        self.o_proj.backward_input(d_h, zero, &mut grads.heads_in);
+        copy(&mut grads.o, d_h);
+        grads.attention.heads.fill(zero);
+        self.attn_sub_norm.backward(
+            &tape.attention.heads,
+            &grads.heads_in,
+            &mut tape.attn_out,
+            &mut grads.attention.heads,
+        );
+        self.attention.begin_gradients(&mut grads.attention);
+    }
+
+    /// From gradients of queries, keys and values to that of `input`, in `d_h`.
+    ///
+    /// Leaves in `grads` and `tape` what [`Block::collect_gradients`] needs.
+    pub fn backward_from_heads(
+        &self,
+        d_h: &mut Array2<T>,
+        input: &Array2<T>,
+        rope: &Rope<T>,
+        first: usize,
+        tape: &mut BlockTape<T>,
+        grads: &mut BlockGrads<T>,
+    ) {
+        let d_x = &mut grads.hidden_in;
+        let (attention, d_attention) = (&mut tape.attention, &mut grads.attention);
+        self.attention
+            .backward(rope, first, attention, d_attention, d_x);
+        self.attn_norm.backward(input, d_x, &mut tape.attn_in, d_h);
     }
 
     fn backward_feed_forward(
@@ -259,33 +305,7 @@ impl<T: Real> Block<T> {
             .backward(&tape.middle, d_x, &mut tape.ffn_in, d_h);
     }
 
-    fn backward_attention(
-        &self,
-        d_h: &mut Array2<T>,
-        rope: &Rope<T>,
-        tape: &mut BlockTape<T>,
-        head: &mut HeadBuffers<T>,
-        grads: &mut BlockGrads<T>,
-    ) {
-        let zero = T::zero();
-        self.o_proj.backward_input(d_h, zero, &mut grads.heads_in);
-        copy(&mut grads.o, d_h);
-        grads.attention.heads.fill(zero);
-        self.attn_sub_norm.backward(
-            &tape.attention.heads,
-            &grads.heads_in,
-            &mut tape.attn_out,
-            &mut grads.attention.heads,
-        );
-
-        let d_x = &mut grads.hidden_in;
-        self.attention
-            .backward(rope, &mut tape.attention, head, &mut grads.attention, d_x);
-        self.attn_norm
-            .backward(&tape.input, d_x, &mut tape.attn_in, d_h);
-    }
-
-    /// Queues the weight gradients and adds the norms', over the sequences of a batch in order.
+    /// Queues the weight gradients and adds the norms', over the parts of a batch in order.
     pub fn collect_gradients<'a>(
         &'a mut self,
         terms: &[(&'a BlockTape<T>, &'a BlockGrads<T>)],

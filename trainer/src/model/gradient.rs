@@ -1,18 +1,25 @@
 //! Loss and gradient of a batch.
 
-use ndarray::{Array2, s};
+use ndarray::{Axis, s};
 use rayon::prelude::*;
 
-use crate::model::block::{Block, BlockGrads};
-use crate::model::{Diverged, Model, Sequence};
+use crate::model::attend;
+use crate::model::block::Block;
+use crate::model::sequence::{Keep, PartGrads, Piece, parts};
+use crate::model::{Diverged, Model, Sequence, head_rows};
 use crate::ops::bit_linear::{Term, gradient_jobs, run_jobs};
 use crate::ops::cross_entropy;
 use crate::ops::gemm::{Precision, gemm};
 use crate::ops::simd::vectorized;
 use crate::real::Real;
-use crate::tensor::{row, row_mut, zeros};
+use crate::tensor::{flat_mut, row, row_mut};
 
 use bitnet_formats::ModelConfig;
+
+/// Logits that one job turns into losses.
+const SOFTMAX_ELEMENTS: usize = 1 << 14;
+/// Columns of the gradient of the final norm's output that one job computes.
+const HEAD_COLUMNS: usize = 256;
 
 /// Inputs and targets of one sequence of a batch, equally long.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,24 +35,35 @@ pub struct Example {
 pub struct Worker<T> {
     seq: Sequence<T>,
     loss: f64,
-    /// Gradient of the residual stream, `[len, hidden_size]`.
-    d_hidden: Array2<T>,
-    /// Gradient of the final norm's output, `[len, hidden_size]`.
-    d_last: Array2<T>,
-    grads: BlockGrads<T>,
+    /// Of the rows of a piece.
+    losses: Vec<f64>,
+    grads: Vec<PartGrads<T>>,
 }
 
 impl<T: Real> Worker<T> {
-    /// Buffers for `len` tokens.
+    /// Buffers for `len` tokens, to keep all activations.
     #[must_use]
     pub fn new(config: &ModelConfig, len: usize) -> Self {
+        Self::keeping(Keep::Activations, config, len)
+    }
+
+    /// Buffers for `len` tokens. What is kept changes no bit of the gradient.
+    #[must_use]
+    pub fn keeping(keep: Keep, config: &ModelConfig, len: usize) -> Self {
+        let grads = parts(len).map(|rows| PartGrads::new(config, rows.len()));
         Self {
-            seq: Sequence::to_train(config, len),
+            seq: Sequence::to_train(config, len, keep),
             loss: 0.0,
-            d_hidden: zeros(len, config.hidden_size),
-            d_last: zeros(len, config.hidden_size),
-            grads: BlockGrads::new(config, len),
+            losses: vec![0.0; head_rows(config, len)],
+            grads: grads.collect(),
         }
+    }
+
+    /// See [`Sequence::with_heads`].
+    #[must_use]
+    pub fn with_heads(mut self, heads: usize) -> Self {
+        self.seq = self.seq.with_heads(heads);
+        self
     }
 
     /// See [`Sequence::divided_by`].
@@ -74,7 +92,7 @@ impl<T: Real> Model<T> {
         assert_eq!(batch.len(), workers.len());
         self.forward_all(batch, workers)?;
         self.head_gradient(batch, weight, workers);
-        self.block_gradients(workers);
+        self.block_gradients(workers)?;
         self.embedding_gradient(batch, workers);
         Ok(workers.iter().map(|worker| worker.loss).sum())
     }
@@ -97,38 +115,24 @@ impl<T: Real> Model<T> {
         results.into_iter().collect()
     }
 
-    /// Losses, head gradient and `d_last`, a piece of every sequence at a time.
+    /// Losses, head gradient and that of the final norm's output, a piece of every sequence at a
+    /// time.
     fn head_gradient(&mut self, batch: &[Example], weight: T, workers: &mut [Worker<T>]) {
-        let pieces: Vec<_> = workers[0].seq.pieces().collect();
-        for piece in pieces {
-            workers
-                .par_iter_mut()
-                .zip(batch)
-                .for_each(|(worker, example)| {
-                    self.piece_logits(&piece, &mut worker.seq);
-                    for (i, target) in example.targets[piece.clone()].iter().enumerate() {
-                        let logits = row_mut(&mut worker.seq.logits, i);
-                        let target = *target as usize;
-                        worker.loss +=
-                            vectorized!(cross_entropy::loss_and_gradient(logits, target, weight));
-                    }
-                    let d_logits = worker.seq.logits.slice(s![..piece.len(), ..]);
-                    let d_last = worker.d_last.slice_mut(s![piece.clone(), ..]);
-                    let head = self.head.as_ref().unwrap_or(&self.embedding);
-                    gemm(T::one(), d_logits, head.value.view(), T::zero(), d_last);
-                });
+        for piece in workers[0].seq.pieces() {
+            let of_worker = |(worker, example): (&mut Worker<T>, &Example)| {
+                let targets = &example.targets[piece.positions.clone()];
+                self.piece_gradient(&piece, targets, weight, worker);
+            };
+            workers.par_iter_mut().zip(batch).for_each(of_worker);
             let terms: Vec<_> = workers
                 .iter()
-                .map(|worker| Term {
-                    d_y: worker.seq.logits.slice(s![..piece.len(), ..]),
-                    scales: &[],
-                    x: worker
-                        .seq
-                        .last
-                        .activations
-                        .codes
-                        .operand()
-                        .rows(piece.clone()),
+                .map(|worker| {
+                    let hidden = &worker.seq.parts[piece.part].last.activations;
+                    Term {
+                        d_y: worker.seq.logits.slice(s![..piece.rows.len(), ..]),
+                        scales: &[],
+                        x: hidden.codes.operand().rows(piece.rows.clone()),
+                    }
                 })
                 .collect();
             let head = self.head.as_mut().unwrap_or(&mut self.embedding);
@@ -138,45 +142,110 @@ impl<T: Real> Model<T> {
         }
     }
 
+    /// Adds the losses of a piece to its worker's; logits become their gradient, and that of the
+    /// final norm's output follows.
+    fn piece_gradient(&self, piece: &Piece, targets: &[u32], weight: T, worker: &mut Worker<T>) {
+        self.piece_logits(piece, &mut worker.seq);
+        let vocab_size = self.config.vocab_size;
+        let losses = &mut worker.losses[..targets.len()];
+        let jobs = flat_mut(&mut worker.seq.logits).par_chunks_mut(vocab_size);
+        let jobs = jobs.zip(targets.par_iter()).zip(losses.par_iter_mut());
+        jobs.with_min_len(SOFTMAX_ELEMENTS.div_ceil(vocab_size))
+            .for_each(|((logits, target), loss)| {
+                let target = *target as usize;
+                *loss = vectorized!(cross_entropy::loss_and_gradient(logits, target, weight));
+            });
+        worker.loss += worker.losses[..targets.len()].iter().sum::<f64>();
+
+        let head = &self.head.as_ref().unwrap_or(&self.embedding).value;
+        let d_logits = worker.seq.logits.slice(s![..targets.len(), ..]);
+        let d_last = &mut worker.grads[piece.part].last;
+        let mut d_last = d_last.slice_mut(s![piece.rows.clone(), ..]);
+        let columns = d_last.axis_chunks_iter_mut(Axis(1), HEAD_COLUMNS);
+        let jobs = columns.zip(head.axis_chunks_iter(Axis(1), HEAD_COLUMNS));
+        let jobs: Vec<_> = jobs.collect();
+        jobs.into_par_iter().for_each(|(d_last, head)| {
+            gemm(T::one(), d_logits, head, T::zero(), d_last);
+        });
+    }
+
     /// Final norm, then the blocks from the last to the first: all sequences through a block, then
     /// its weight gradients.
-    fn block_gradients(&mut self, workers: &mut [Worker<T>]) {
-        let (final_norm, rope) = (&mut self.final_norm, &self.rope);
+    fn block_gradients(&mut self, workers: &mut [Worker<T>]) -> Result<(), Diverged> {
+        let final_norm = &mut self.final_norm;
         workers.par_iter_mut().for_each(|worker| {
-            worker.d_hidden.fill(T::zero());
-            let (seq, d_last) = (&mut worker.seq, &worker.d_last);
-            final_norm.backward(&seq.hidden, d_last, &mut seq.last, &mut worker.d_hidden);
-        });
-        for worker in workers.iter() {
-            final_norm.collect_gradient(&worker.seq.last);
-        }
-        for (i, block) in self.blocks.iter_mut().enumerate().rev() {
-            workers.par_iter_mut().for_each(|worker| {
-                let Sequence { tapes, head, .. } = &mut worker.seq;
-                let (d_hidden, grads) = (&mut worker.d_hidden, &mut worker.grads);
-                block.backward(d_hidden, rope, &mut tapes[i], head, grads);
+            let parts = worker.seq.parts.par_iter_mut();
+            parts.zip(&mut worker.grads).for_each(|(part, grads)| {
+                grads.hidden.fill(T::zero());
+                let (tape, d_x) = (&mut part.last, &mut grads.hidden);
+                final_norm.backward(&part.hidden, &grads.last, tape, d_x);
             });
-            collect_block(block, i, workers);
+        });
+        for part in workers.iter().flat_map(|worker| &worker.seq.parts) {
+            final_norm.collect_gradient(&part.last);
         }
+        for i in (0..self.blocks.len()).rev() {
+            let of_worker = |worker: &mut Worker<T>| self.block_backward(i, worker);
+            workers.par_iter_mut().try_for_each(of_worker)?;
+            collect_block(&mut self.blocks[i], i, workers);
+        }
+        Ok(())
+    }
+
+    /// Carries the gradient of a sequence's residual stream back through block `i`.
+    fn block_backward(&self, i: usize, worker: &mut Worker<T>) -> Result<(), Diverged> {
+        let (block, seq, grads) = (&self.blocks[i], &mut worker.seq, &mut worker.grads);
+        let tapes = seq.log_sum_exp.len();
+        let tape = i % tapes;
+        // The one tape of a sequence that keeps inputs only is that of the last block to begin with.
+        if tapes < self.blocks.len() && i + 1 < self.blocks.len() {
+            self.fill_tape(i, seq)?;
+        }
+        let parts = seq.parts.par_iter_mut().zip(&mut *grads);
+        parts.for_each(|(part, grads)| {
+            let tape = &mut part.tapes[tape];
+            block.backward_to_heads(&mut grads.hidden, tape, &mut grads.block);
+        });
+        let (heads, log_sum_exp) = (&mut seq.heads, &seq.log_sum_exp[tape]);
+        attend::backward(
+            block.attention(),
+            &seq.parts,
+            grads,
+            tape,
+            heads,
+            log_sum_exp,
+        );
+        let parts = seq.parts.par_iter_mut().zip(grads);
+        parts.for_each(|(part, grads)| {
+            let (input, tape) = (&part.inputs[i], &mut part.tapes[tape]);
+            let (d_h, grads) = (&mut grads.hidden, &mut grads.block);
+            block.backward_from_heads(d_h, input, &self.rope, part.first, tape, grads);
+        });
+        Ok(())
     }
 
     /// Adds each position's gradient to the row of its token.
     fn embedding_gradient(&mut self, batch: &[Example], workers: &[Worker<T>]) {
         for (worker, example) in workers.iter().zip(batch) {
-            for (t, id) in example.inputs.iter().enumerate() {
-                let sum = row_mut(&mut self.embedding.grad, *id as usize);
-                let d_row = row(&worker.d_hidden, t);
-                sum.iter_mut().zip(d_row).for_each(|(sum, d)| *sum += *d);
+            for (part, grads) in worker.seq.parts.iter().zip(&worker.grads) {
+                let ids = &example.inputs[part.first..];
+                for (t, id) in ids.iter().take(grads.hidden.nrows()).enumerate() {
+                    let sum = row_mut(&mut self.embedding.grad, *id as usize);
+                    let d_row = row(&grads.hidden, t);
+                    vectorized!(sum.iter_mut().zip(d_row).for_each(|(sum, d)| *sum += *d));
+                }
             }
         }
     }
 }
 
 fn collect_block<T: Real>(block: &mut Block<T>, i: usize, workers: &[Worker<T>]) {
-    let terms: Vec<_> = workers
-        .iter()
-        .map(|worker| (&worker.seq.tapes[i], &worker.grads))
-        .collect();
+    let parts = |worker: &'_ Worker<T>| worker.seq.parts.len();
+    let mut terms = Vec::with_capacity(workers.iter().map(parts).sum());
+    for worker in workers {
+        let parts = worker.seq.parts.iter().zip(&worker.grads);
+        terms.extend(parts.map(|(part, grads)| (&part.tapes[i % part.tapes.len()], &grads.block)));
+    }
     let mut jobs = Vec::new();
     block.collect_gradients(&terms, &mut jobs);
     run_jobs(jobs);

@@ -62,58 +62,66 @@ impl<T: Real> GroupedAttention<T> {
         self.linears_mut().map(|linear| &mut linear.weight).into()
     }
 
-    /// Project, rotate queries and keys, attend head by head.
-    pub fn forward(
+    /// Projects a part that begins at position `first`, and rotates queries and keys.
+    pub fn project(
         &self,
         x: &Activations<T>,
         rope: &Rope<T>,
+        first: usize,
         tape: &mut AttentionTape<T>,
-        head: &mut HeadBuffers<T>,
     ) {
         self.q_proj.forward(x, &mut tape.q);
         self.k_proj.forward(x, &mut tape.kv_a);
         self.v_proj.forward(x, &mut tape.kv_b);
         for matrix in [&mut tape.q, &mut tape.kv_a] {
-            self.for_each_head(matrix, |pos, head| rope.rotate(pos, head));
-        }
-        let len = tape.heads.nrows();
-        for h in 0..self.n_heads {
-            self.gather_head(tape, h, head);
-            head.forward(&mut tape.log_sum_exp[h * len..(h + 1) * len]);
-            scatter(&head.out, &mut tape.heads, h * self.head_dim);
+            self.for_each_head(matrix, |t, head| rope.rotate(first + t, head));
         }
     }
 
-    /// The reverse of [`GroupedAttention::forward`]; query heads of a group add up.
+    /// Brings a part's share of head `h` to the rows of `head` from `first` on.
+    pub fn gather_head(
+        &self,
+        tape: &AttentionTape<T>,
+        first: usize,
+        h: usize,
+        head: &mut HeadBuffers<T>,
+    ) {
+        gather(&tape.q, h * self.head_dim, &mut head.q, first);
+        gather(&tape.kv_a, self.kv_column(h), &mut head.k, first);
+        gather(&tape.kv_b, self.kv_column(h), &mut head.v, first);
+    }
+
+    /// Brings the gradients of head `h` back to a part; query heads of a group add up, in the order
+    /// of calls.
+    pub fn scatter_gradients(
+        &self,
+        head: &HeadBuffers<T>,
+        first: usize,
+        h: usize,
+        grads: &mut AttentionGrads<T>,
+    ) {
+        scatter(&head.d_q, first, &mut grads.q, h * self.head_dim);
+        accumulate(&head.d_k, first, &mut grads.kv_a, self.kv_column(h));
+        accumulate(&head.d_v, first, &mut grads.kv_b, self.kv_column(h));
+    }
+
+    /// The reverse of [`GroupedAttention::project`].
     pub fn backward(
         &self,
         rope: &Rope<T>,
-        tape: &AttentionTape<T>,
-        head: &mut HeadBuffers<T>,
+        first: usize,
         grads: &mut AttentionGrads<T>,
         d_x: &mut Array2<T>,
     ) {
-        grads.kv_a.fill(T::zero());
-        grads.kv_b.fill(T::zero());
-        let len = tape.heads.nrows();
-        for h in 0..self.n_heads {
-            self.gather_head(tape, h, head);
-            gather(&tape.heads, h * self.head_dim, &mut head.out);
-            gather(&grads.heads, h * self.head_dim, &mut head.d_out);
-            head.backward(&tape.log_sum_exp[h * len..(h + 1) * len]);
-            scatter(&head.d_q, &mut grads.q, h * self.head_dim);
-            accumulate(&head.d_k, &mut grads.kv_a, self.kv_column(h));
-            accumulate(&head.d_v, &mut grads.kv_b, self.kv_column(h));
-        }
         for matrix in [&mut grads.q, &mut grads.kv_a] {
-            self.for_each_head(matrix, |pos, head| rope.rotate_back(pos, head));
+            self.for_each_head(matrix, |t, head| rope.rotate_back(first + t, head));
         }
         self.q_proj.backward_input(&grads.q, T::zero(), d_x);
         self.k_proj.backward_input(&grads.kv_a, T::one(), d_x);
         self.v_proj.backward_input(&grads.kv_b, T::one(), d_x);
     }
 
-    /// Queues the weight gradients over the sequences of a batch.
+    /// Queues the weight gradients over the parts of a batch.
     pub fn collect_gradients<'a>(
         &'a mut self,
         terms: &[AttentionTerm<'a, T>],
@@ -125,12 +133,6 @@ impl<T: Real> GroupedAttention<T> {
         v.gradient(terms.iter().map(|(x, _, g)| (&g.kv_b, *x)), jobs);
     }
 
-    fn gather_head(&self, tape: &AttentionTape<T>, h: usize, head: &mut HeadBuffers<T>) {
-        gather(&tape.q, h * self.head_dim, &mut head.q);
-        gather(&tape.kv_a, self.kv_column(h), &mut head.k);
-        gather(&tape.kv_b, self.kv_column(h), &mut head.v);
-    }
-
     /// First column of the key and value head that query head `h` reads.
     fn kv_column(&self, h: usize) -> usize {
         h / (self.n_heads / self.n_kv_heads) * self.head_dim
@@ -138,9 +140,9 @@ impl<T: Real> GroupedAttention<T> {
 
     fn for_each_head(&self, matrix: &mut Array2<T>, turn: impl Fn(usize, &mut [T])) {
         vectorized!({
-            for pos in 0..matrix.nrows() {
-                let heads = row_mut(matrix, pos).chunks_exact_mut(self.head_dim);
-                heads.for_each(|head| turn(pos, head));
+            for t in 0..matrix.nrows() {
+                let heads = row_mut(matrix, t).chunks_exact_mut(self.head_dim);
+                heads.for_each(|head| turn(t, head));
             }
         });
     }

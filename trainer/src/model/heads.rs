@@ -1,51 +1,74 @@
-//! Moving one head's columns in and out of a matrix of all heads.
+//! Moving one head's columns between the matrices of a part, which hold all heads, and buffers that
+//! hold one head of a whole sequence.
 
 use ndarray::Array2;
 
+use crate::ops::simd::vectorized;
 use crate::real::Real;
 use crate::tensor::{row, row_mut};
 
-/// Copies columns `column..` of `from` into all of `to`.
-pub(crate) fn gather<T: Real>(from: &Array2<T>, column: usize, to: &mut Array2<T>) {
-    let width = to.ncols();
-    gather_at(from, column, to, 0, width);
+/// Where a block of columns begins: `(row, column)`.
+pub(crate) type At = (usize, usize);
+
+/// Copies a block of `(rows, columns)`.
+pub(crate) fn copy_block<T: Real>(
+    from: &Array2<T>,
+    at: At,
+    to: &mut Array2<T>,
+    to_at: At,
+    size: (usize, usize),
+) {
+    each_row(from, at, to, to_at, size, <[T]>::copy_from_slice);
 }
 
-/// Copies `width` columns from `column` of `from` to `at` of `to`.
-pub(crate) fn gather_at<T: Real>(
+/// Adds a block of `(rows, columns)`.
+pub(crate) fn add_block<T: Real>(
     from: &Array2<T>,
-    column: usize,
+    at: At,
     to: &mut Array2<T>,
-    at: usize,
-    width: usize,
+    to_at: At,
+    size: (usize, usize),
 ) {
-    for t in 0..from.nrows() {
-        let source = &row(from, t)[column..column + width];
-        row_mut(to, t)[at..at + width].copy_from_slice(source);
+    vectorized!(each_row(from, at, to, to_at, size, |to, from| {
+        to.iter_mut().zip(from).for_each(|(y, x)| *y += *x);
+    }));
+}
+
+#[inline(always)]
+fn each_row<T: Real>(
+    from: &Array2<T>,
+    (from_row, from_column): At,
+    to: &mut Array2<T>,
+    (to_row, to_column): At,
+    (rows, columns): (usize, usize),
+    write: impl Fn(&mut [T], &[T]),
+) {
+    for t in 0..rows {
+        let source = &row(from, from_row + t)[from_column..from_column + columns];
+        let target = &mut row_mut(to, to_row + t)[to_column..to_column + columns];
+        write(target, source);
     }
 }
 
-/// Copies all of `from` to columns `column..` of `to`.
-pub(crate) fn scatter<T: Real>(from: &Array2<T>, to: &mut Array2<T>, column: usize) {
-    gather_at(from, 0, to, column, from.ncols());
+/// Copies columns `column..` of a part's `from`, all its rows, to the rows of `to` from `first` on.
+pub(crate) fn gather<T: Real>(from: &Array2<T>, column: usize, to: &mut Array2<T>, first: usize) {
+    let size = (from.nrows(), to.ncols());
+    copy_block(from, (0, column), to, (first, 0), size);
 }
 
-/// Adds all of `from` to columns `column..` of `to`.
-pub(crate) fn accumulate<T: Real>(from: &Array2<T>, to: &mut Array2<T>, column: usize) {
-    accumulate_at(from, 0, to, column, from.ncols());
+/// The way back: the rows of `from` from `first` on, as many as `to` has, to columns `column..`.
+pub(crate) fn scatter<T: Real>(from: &Array2<T>, first: usize, to: &mut Array2<T>, column: usize) {
+    let size = (to.nrows(), from.ncols());
+    copy_block(from, (first, 0), to, (0, column), size);
 }
 
-/// Adds `width` columns from `column` of `from` to `at` of `to`.
-pub(crate) fn accumulate_at<T: Real>(
+/// As [`scatter`], adding.
+pub(crate) fn accumulate<T: Real>(
     from: &Array2<T>,
-    column: usize,
+    first: usize,
     to: &mut Array2<T>,
-    at: usize,
-    width: usize,
+    column: usize,
 ) {
-    for t in 0..from.nrows() {
-        let source = &row(from, t)[column..column + width];
-        let target = &mut row_mut(to, t)[at..at + width];
-        target.iter_mut().zip(source).for_each(|(y, x)| *y += *x);
-    }
+    let size = (to.nrows(), from.ncols());
+    add_block(from, (first, 0), to, (0, column), size);
 }

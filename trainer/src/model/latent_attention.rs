@@ -18,12 +18,13 @@ use bitnet_formats::{Attention, ModelConfig};
 use ndarray::Array2;
 
 use crate::model::attention::{AttentionGrads, AttentionTape, AttentionTerm, Widths};
-use crate::model::heads::{accumulate_at, gather, gather_at, scatter};
+use crate::model::heads::{add_block, copy_block, gather, scatter};
 use crate::model::input_norm::InputNorm;
 use crate::ops::attention::HeadBuffers;
 use crate::ops::bit_linear::{BitLinear, GradientJob};
 use crate::ops::codes::Activations;
 use crate::ops::rope::Rope;
+use crate::ops::simd::vectorized;
 use crate::param::Param;
 use crate::real::Real;
 use crate::tensor::row_mut;
@@ -35,7 +36,6 @@ pub struct LatentAttention<T> {
     kv_a_proj: BitLinear<T>,
     kv_a_norm: InputNorm<T>,
     kv_b_proj: BitLinear<T>,
-    n_heads: usize,
     rank: usize,
     nope: usize,
     rope: usize,
@@ -68,7 +68,6 @@ impl<T: Real> LatentAttention<T> {
             kv_a_proj: linear("kv_a_proj_with_mqa", widths.kv_a, config.hidden_size),
             kv_a_norm: InputNorm::new(norm_name, kv_lora_rank, config.norms.eps),
             kv_b_proj: linear("kv_b_proj", widths.kv_b, kv_lora_rank),
-            n_heads: config.n_heads,
             rank: kv_lora_rank,
             nope: qk_nope_head_dim,
             rope: qk_rope_head_dim,
@@ -102,58 +101,78 @@ impl<T: Real> LatentAttention<T> {
         params
     }
 
-    /// Project, rotate, norm the latent, expand it, attend head by head.
+    /// Projects a part that begins at position `first`, rotates, norms the latent and expands it.
     ///
     /// # Errors
     ///
     /// [`NonFinite`] from the latent's quantiser.
-    pub fn forward(
+    pub fn project(
         &self,
         x: &Activations<T>,
         rope: &Rope<T>,
+        first: usize,
         quantize: bool,
         tape: &mut AttentionTape<T>,
-        head: &mut HeadBuffers<T>,
     ) -> Result<(), NonFinite> {
         self.q_proj.forward(x, &mut tape.q);
         self.kv_a_proj.forward(x, &mut tape.kv_a);
-        self.rotate(&mut tape.q, &mut tape.kv_a, |pos, part| {
-            rope.rotate(pos, part);
+        self.rotate(&mut tape.q, &mut tape.kv_a, |t, part| {
+            rope.rotate(first + t, part);
         });
         self.kv_a_norm
             .forward(&tape.kv_a, quantize, &mut tape.latent)?;
         self.kv_b_proj
             .forward(&tape.latent.activations, &mut tape.kv_b);
-        let len = tape.heads.nrows();
-        for h in 0..self.n_heads {
-            self.gather_head(tape, h, head);
-            head.forward(&mut tape.log_sum_exp[h * len..(h + 1) * len]);
-            scatter(&head.out, &mut tape.heads, h * self.v);
-        }
         Ok(())
     }
 
-    /// The reverse of [`LatentAttention::forward`]. The shared rotary key sums over heads; the
-    /// latent gets its gradient through keys and values alike.
+    /// Brings a part's share of head `h` to the rows of `head` from `first` on.
+    pub fn gather_head(
+        &self,
+        tape: &AttentionTape<T>,
+        first: usize,
+        h: usize,
+        head: &mut HeadBuffers<T>,
+    ) {
+        let (rows, in_kv_b) = (tape.q.nrows(), h * (self.nope + self.v));
+        let (nope, shared) = ((rows, self.nope), (rows, self.rope));
+        gather(&tape.q, h * (self.nope + self.rope), &mut head.q, first);
+        copy_block(&tape.kv_b, (0, in_kv_b), &mut head.k, (first, 0), nope);
+        let to = (first, self.nope);
+        copy_block(&tape.kv_a, (0, self.rank), &mut head.k, to, shared);
+        gather(&tape.kv_b, in_kv_b + self.nope, &mut head.v, first);
+    }
+
+    /// Brings the gradients of head `h` back to a part. The shared rotary key sums over heads, in the
+    /// order of calls.
+    pub fn scatter_gradients(
+        &self,
+        head: &HeadBuffers<T>,
+        first: usize,
+        h: usize,
+        grads: &mut AttentionGrads<T>,
+    ) {
+        let (rows, in_kv_b) = (grads.q.nrows(), h * (self.nope + self.v));
+        let (nope, shared) = ((rows, self.nope), (rows, self.rope));
+        scatter(&head.d_q, first, &mut grads.q, h * (self.nope + self.rope));
+        copy_block(&head.d_k, (first, 0), &mut grads.kv_b, (0, in_kv_b), nope);
+        let from = (first, self.nope);
+        add_block(&head.d_k, from, &mut grads.kv_a, (0, self.rank), shared);
+        scatter(&head.d_v, first, &mut grads.kv_b, in_kv_b + self.nope);
+    }
+
+    /// The reverse of [`LatentAttention::project`]. The latent gets its gradient through keys and
+    /// values alike.
     pub fn backward(
         &self,
         rope: &Rope<T>,
+        first: usize,
         tape: &mut AttentionTape<T>,
-        head: &mut HeadBuffers<T>,
         grads: &mut AttentionGrads<T>,
         d_x: &mut Array2<T>,
     ) {
-        grads.kv_a.fill(T::zero());
-        let len = tape.heads.nrows();
-        for h in 0..self.n_heads {
-            self.gather_head(tape, h, head);
-            gather(&tape.heads, h * self.v, &mut head.out);
-            gather(&grads.heads, h * self.v, &mut head.d_out);
-            head.backward(&tape.log_sum_exp[h * len..(h + 1) * len]);
-            self.scatter_head(head, h, grads);
-        }
-        self.rotate(&mut grads.q, &mut grads.kv_a, |pos, part| {
-            rope.rotate_back(pos, part);
+        self.rotate(&mut grads.q, &mut grads.kv_a, |t, part| {
+            rope.rotate_back(first + t, part);
         });
         self.backward_latent(tape, grads);
         self.q_proj.backward_input(&grads.q, T::zero(), d_x);
@@ -167,7 +186,7 @@ impl<T: Real> LatentAttention<T> {
             .backward(&tape.kv_a, &grads.latent, &mut tape.latent, &mut grads.kv_a);
     }
 
-    /// Queues the weight gradients and adds the norm's, over the sequences of a batch.
+    /// Queues the weight gradients and adds the norm's, over the parts of a batch.
     pub fn collect_gradients<'a>(
         &'a mut self,
         terms: &[AttentionTerm<'a, T>],
@@ -185,27 +204,13 @@ impl<T: Real> LatentAttention<T> {
 
     /// Turns the rotary part of every query head and of the shared key.
     fn rotate(&self, q: &mut Array2<T>, kv_a: &mut Array2<T>, turn: impl Fn(usize, &mut [T])) {
-        for pos in 0..q.nrows() {
-            for head in row_mut(q, pos).chunks_exact_mut(self.nope + self.rope) {
-                turn(pos, &mut head[self.nope..]);
+        vectorized!({
+            for t in 0..q.nrows() {
+                for head in row_mut(q, t).chunks_exact_mut(self.nope + self.rope) {
+                    turn(t, &mut head[self.nope..]);
+                }
+                turn(t, &mut row_mut(kv_a, t)[self.rank..]);
             }
-            turn(pos, &mut row_mut(kv_a, pos)[self.rank..]);
-        }
-    }
-
-    fn gather_head(&self, tape: &AttentionTape<T>, h: usize, head: &mut HeadBuffers<T>) {
-        let in_kv_b = h * (self.nope + self.v);
-        gather(&tape.q, h * (self.nope + self.rope), &mut head.q);
-        gather_at(&tape.kv_b, in_kv_b, &mut head.k, 0, self.nope);
-        gather_at(&tape.kv_a, self.rank, &mut head.k, self.nope, self.rope);
-        gather(&tape.kv_b, in_kv_b + self.nope, &mut head.v);
-    }
-
-    fn scatter_head(&self, head: &HeadBuffers<T>, h: usize, grads: &mut AttentionGrads<T>) {
-        let in_kv_b = h * (self.nope + self.v);
-        scatter(&head.d_q, &mut grads.q, h * (self.nope + self.rope));
-        gather_at(&head.d_k, 0, &mut grads.kv_b, in_kv_b, self.nope);
-        accumulate_at(&head.d_k, self.nope, &mut grads.kv_a, self.rank, self.rope);
-        scatter(&head.d_v, &mut grads.kv_b, in_kv_b + self.nope);
+        });
     }
 }

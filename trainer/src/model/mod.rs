@@ -1,9 +1,10 @@
 //! The network: embedding, blocks, final norm, head; forward here, backward in [`gradient`].
 //!
-//! Parallelism is outside the matrix products. A thread owns whole sequences in the forward and
-//! backward pass, and whole blocks of rows of the weight gradients; no sum is ever split by thread,
-//! so every thread count gives the same bits.
+//! Parallelism is outside the matrix products. A thread owns parts of sequences, heads of their
+//! attention, blocks of the head's columns, blocks of rows of the weight gradients: pieces that the
+//! shapes alone decide. No sum is ever split by thread, so every thread count gives the same bits.
 
+mod attend;
 pub mod attention;
 pub mod block;
 pub mod gradient;
@@ -11,34 +12,36 @@ pub mod grouped_attention;
 mod heads;
 pub mod input_norm;
 pub mod latent_attention;
+pub mod sequence;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use bitnet_formats::ModelConfig;
-use ndarray::{Array2, s};
+use ndarray::{Array2, Axis, s};
 
 use crate::metrics::TensorRecord;
-use crate::model::block::{Block, BlockTape};
-use crate::model::input_norm::{InputNorm, NormTape};
-use crate::ops::attention::HeadBuffers;
+use crate::model::block::Block;
+use crate::model::input_norm::InputNorm;
+use crate::model::sequence::{Part, Piece};
 use crate::ops::codes::Codes;
 use crate::ops::cross_entropy;
 use crate::ops::gemm::{Precision, gemm};
 use crate::ops::rope::Rope;
+use crate::ops::simd::vectorized;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
 use crate::rng::{Rng, Stream};
 use crate::tensor::{flat, row, row_mut, zeros};
+
+pub use crate::model::sequence::{Keep, Sequence, head_rows};
 
 use bitnet_formats::quant::NonFinite;
 use rayon::prelude::*;
 
 /// Standard deviation of fresh weights.
 pub const INIT_STD_DEV: f64 = 0.02;
-/// Logits of one sequence that exist at a time; rows are cut to this, at least [`MIN_HEAD_ROWS`].
-const HEAD_ELEMENTS: usize = 1 << 20;
-const MIN_HEAD_ROWS: usize = 16;
+/// Ids whose logits one job computes.
+const HEAD_BLOCK: usize = 1024;
 
 /// The forward pass met an infinite value or a NaN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,94 +62,6 @@ pub struct Model<T> {
     /// The output matrix where it is not the embedding.
     head: Option<Param<T>>,
     rope: Rope<T>,
-}
-
-/// Buffers and results of the forward pass of one sequence.
-#[derive(Clone, Debug)]
-pub struct Sequence<T> {
-    len: usize,
-    /// Residual stream, `[len, hidden_size]`.
-    hidden: Array2<T>,
-    /// One tape per block to train; to evaluate, one that every block overwrites.
-    tapes: Vec<BlockTape<T>>,
-    last: NormTape<T>,
-    logits: Array2<T>,
-    head: HeadBuffers<T>,
-    /// The id after which another text begins, where texts do not see each other.
-    end_of_text: Option<u32>,
-}
-
-impl<T: Real> Sequence<T> {
-    /// Buffers to evaluate `len` tokens.
-    pub fn to_evaluate(config: &ModelConfig, len: usize) -> Self {
-        Self::new(config, len, 1)
-    }
-
-    /// Buffers to train on `len` tokens.
-    pub fn to_train(config: &ModelConfig, len: usize) -> Self {
-        Self::new(config, len, config.n_layers)
-    }
-
-    fn new(config: &ModelConfig, len: usize, tapes: usize) -> Self {
-        Self {
-            len,
-            hidden: zeros(len, config.hidden_size),
-            tapes: (0..tapes).map(|_| BlockTape::new(config, len)).collect(),
-            last: NormTape::of_values(len, config.hidden_size),
-            logits: zeros(head_rows(config, len), config.vocab_size),
-            head: HeadBuffers::new(len, config.qk_head_dim(), config.v_head_dim()),
-            end_of_text: None,
-        }
-    }
-
-    /// No position sees what stands before the last `end_of_text` before it.
-    #[must_use]
-    pub fn divided_by(mut self, end_of_text: Option<u32>) -> Self {
-        self.end_of_text = end_of_text;
-        self
-    }
-
-    /// A text ends with its `end_of_text`; the next position is the first that the next text sees.
-    fn mark_texts(&mut self, ids: &[u32]) {
-        let Some(end_of_text) = self.end_of_text else {
-            return;
-        };
-        let mut first = 0;
-        for (t, id) in ids.iter().enumerate() {
-            self.head.first_seen[t] = first;
-            if *id == end_of_text {
-                first = t + 1;
-            }
-        }
-    }
-
-    /// Tokens it has room for.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.len
-    }
-
-    /// True for a sequence of no tokens.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Ranges of positions whose logits exist together, in order.
-    fn pieces(&self) -> impl Iterator<Item = Range<usize>> + use<T> {
-        let (len, rows) = (self.len, self.logits.nrows());
-        (0..len)
-            .step_by(rows)
-            .map(move |start| start..len.min(start + rows))
-    }
-}
-
-/// Positions whose logits exist at a time.
-#[must_use]
-pub fn head_rows(config: &ModelConfig, len: usize) -> usize {
-    (HEAD_ELEMENTS / config.vocab_size)
-        .max(MIN_HEAD_ROWS)
-        .min(len)
 }
 
 impl<T: Real> Model<T> {
@@ -177,9 +92,10 @@ impl<T: Real> Model<T> {
 
     /// Draws every matrix from a normal distribution of deviation [`INIT_STD_DEV`].
     pub fn init(&mut self, seed: u64) {
-        for (i, param) in self.params_mut().into_iter().enumerate() {
+        let params = self.params_mut();
+        params.into_par_iter().enumerate().for_each(|(i, param)| {
             param.init(&mut Rng::new(seed, Stream::Init, i as u64), INIT_STD_DEV);
-        }
+        });
         self.refresh();
     }
 
@@ -284,29 +200,62 @@ impl<T: Real> Model<T> {
     /// If there are not `seq.len()` ids, more than `max_seq_len`, or one outside the vocabulary.
     pub fn forward(&self, ids: &[u32], seq: &mut Sequence<T>) -> Result<(), Diverged> {
         assert_eq!(ids.len(), seq.len);
-        for (t, id) in ids.iter().enumerate() {
-            let embedded = row(&self.embedding.value, *id as usize);
-            row_mut(&mut seq.hidden, t).copy_from_slice(embedded);
+        for part in &mut seq.parts {
+            for (t, id) in ids[part.first..]
+                .iter()
+                .take(part.hidden.nrows())
+                .enumerate()
+            {
+                let embedded = row(&self.embedding.value, *id as usize);
+                row_mut(&mut part.hidden, t).copy_from_slice(embedded);
+            }
         }
         seq.mark_texts(ids);
-        let tapes = seq.tapes.len();
-        for (i, block) in self.blocks.iter().enumerate() {
-            let tape = &mut seq.tapes[i % tapes];
-            block
-                .forward(
-                    &mut seq.hidden,
-                    &self.rope,
-                    self.quantize,
-                    tape,
-                    &mut seq.head,
-                )
-                .map_err(|NonFinite| Diverged { block: i })?;
+        for i in 0..self.blocks.len() {
+            self.block_forward(i, seq)?;
         }
-        self.final_norm
-            .forward(&seq.hidden, false, &mut seq.last)
-            .map_err(|NonFinite| Diverged {
-                block: self.blocks.len(),
-            })
+        let norm =
+            |part: &mut Part<T>| self.final_norm.forward(&part.hidden, false, &mut part.last);
+        let normed = seq.parts.par_iter_mut().try_for_each(norm);
+        normed.map_err(|NonFinite| Diverged {
+            block: self.blocks.len(),
+        })
+    }
+
+    /// Carries the residual stream of a sequence through block `i`.
+    fn block_forward(&self, i: usize, seq: &mut Sequence<T>) -> Result<(), Diverged> {
+        for part in &mut seq.parts {
+            let slot = i % part.inputs.len();
+            std::mem::swap(&mut part.hidden, &mut part.inputs[slot]);
+        }
+        self.fill_tape(i, seq)?;
+        seq.parts.par_iter_mut().for_each(|part| {
+            let tape = &part.tapes[i % part.tapes.len()];
+            self.blocks[i].output(tape, &mut part.hidden);
+        });
+        Ok(())
+    }
+
+    /// Computes from the input of block `i` all that its backward pass needs.
+    fn fill_tape(&self, i: usize, seq: &mut Sequence<T>) -> Result<(), Diverged> {
+        let (block, quantize) = (&self.blocks[i], self.quantize);
+        let diverged = |NonFinite| Diverged { block: i };
+        let tape = i % seq.log_sum_exp.len();
+        let before = |part: &mut Part<T>| {
+            let input = &part.inputs[i % part.inputs.len()];
+            let tape = &mut part.tapes[tape];
+            block.before_heads(input, &self.rope, part.first, quantize, tape)
+        };
+        let projected = seq.parts.par_iter_mut().try_for_each(before);
+        projected.map_err(diverged)?;
+        let (heads, log_sum_exp) = (&mut seq.heads, &mut seq.log_sum_exp[tape]);
+        attend::forward(block.attention(), &mut seq.parts, tape, heads, log_sum_exp);
+        let after = |part: &mut Part<T>| {
+            let input = &part.inputs[i % part.inputs.len()];
+            block.after_heads(input, quantize, &mut part.tapes[tape])
+        };
+        let finished = seq.parts.par_iter_mut().try_for_each(after);
+        finished.map_err(diverged)
     }
 
     /// Sum of the losses of a sequence in nats, one target for each id.
@@ -324,8 +273,9 @@ impl<T: Real> Model<T> {
         let mut sum = 0.0;
         for piece in seq.pieces() {
             self.piece_logits(&piece, seq);
-            for (i, target) in targets[piece].iter().enumerate() {
-                sum += cross_entropy::loss(row_mut(&mut seq.logits, i), *target as usize);
+            for (i, target) in targets[piece.positions].iter().enumerate() {
+                let logits = row_mut(&mut seq.logits, i);
+                sum += vectorized!(cross_entropy::loss(logits, *target as usize));
             }
         }
         Ok(sum)
@@ -342,7 +292,14 @@ impl<T: Real> Model<T> {
         seq: &'s mut Sequence<T>,
     ) -> Result<&'s [T], Diverged> {
         self.forward(ids, seq)?;
-        self.piece_logits(&(seq.len - 1..seq.len), seq);
+        let part = seq.parts.len() - 1;
+        let last = seq.parts[part].hidden.nrows() - 1;
+        let piece = Piece {
+            part,
+            rows: last..last + 1,
+            positions: seq.len - 1..seq.len,
+        };
+        self.piece_logits(&piece, seq);
         Ok(row(&seq.logits, 0))
     }
 
@@ -356,20 +313,25 @@ impl<T: Real> Model<T> {
         let mut all = zeros(seq.len, self.config.vocab_size);
         for piece in seq.pieces() {
             self.piece_logits(&piece, seq);
-            let rows = seq.logits.slice(s![..piece.len(), ..]);
-            all.slice_mut(s![piece, ..]).assign(&rows);
+            let rows = seq.logits.slice(s![..piece.rows.len(), ..]);
+            all.slice_mut(s![piece.positions, ..]).assign(&rows);
         }
         Ok(all)
     }
 
-    /// `head . final_norm(h)` of a range of positions, into the first rows of `seq.logits`.
-    fn piece_logits(&self, piece: &Range<usize>, seq: &mut Sequence<T>) {
-        let Codes::Values(hidden) = &seq.last.activations.codes else {
+    /// `head . final_norm(h)` of a piece, into the first rows of `seq.logits`.
+    fn piece_logits(&self, piece: &Piece, seq: &mut Sequence<T>) {
+        let Codes::Values(hidden) = &seq.parts[piece.part].last.activations.codes else {
             unreachable!("the final norm does not quantise");
         };
-        let hidden = hidden.slice(s![piece.clone(), ..]);
-        let logits = seq.logits.slice_mut(s![..piece.len(), ..]);
+        let hidden = hidden.slice(s![piece.rows.clone(), ..]);
+        let mut logits = seq.logits.slice_mut(s![..piece.rows.len(), ..]);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        gemm(T::one(), hidden, head.value.t(), T::zero(), logits);
+        let blocks = head.value.axis_chunks_iter(Axis(0), HEAD_BLOCK);
+        let jobs = logits.axis_chunks_iter_mut(Axis(1), HEAD_BLOCK).zip(blocks);
+        let jobs: Vec<_> = jobs.collect();
+        jobs.into_par_iter().for_each(|(logits, head)| {
+            gemm(T::one(), hidden, head.t(), T::zero(), logits);
+        });
     }
 }

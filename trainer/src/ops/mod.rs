@@ -12,7 +12,7 @@ pub mod gemm;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
-pub mod simd;
+pub(crate) mod simd;
 
 #[cfg(test)]
 pub(crate) mod check;

@@ -4,7 +4,7 @@
 //! output gradients times activations. Weights and activations are int8 codes where the network is
 //! quantised, and stay so until a register tile reads them.
 //!
-//! [`tiled`] runs products of f32 on processors it has a tile for, [`reference`] everything else.
+//! Module `tiled` runs products of f32 on processors it has a tile for, `reference` everything else.
 //! Which one runs depends on the processor, never on threads; and a row of a result depends on its
 //! row of `a` alone, so products may be cut into blocks of rows at will.
 
@@ -31,6 +31,7 @@ use std::ops::Range;
 use bitnet_formats::WeightScale;
 use bitnet_formats::quant;
 use ndarray::{ArrayView2, ArrayViewMut2, s};
+use serde::{Deserialize, Serialize};
 
 use crate::real::Real;
 
@@ -69,7 +70,8 @@ impl<'a, T> From<ArrayView2<'a, T>> for Operand<'a, T> {
 }
 
 /// How the factors of a product are read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// As they are.
     #[default]
