@@ -3,6 +3,8 @@
 //! Ternary weights and int8 activations in the forward pass, f32 master weights behind them, and a
 //! hand-written backward pass per layer: no autograd. What `fit` writes is a folder of
 //! safetensors, config.json and tokenizer.json under the public tensor names.
+//!
+//! Unsafe code is in the register tiles of `ops::gemm` and in `ops::simd`, nowhere else.
 #![deny(unsafe_code)]
 
 pub mod chat;

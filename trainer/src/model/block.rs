@@ -11,9 +11,11 @@ use ndarray::Array2;
 use crate::model::attention::{AttentionGrads, AttentionLayer, AttentionTape};
 use crate::model::input_norm::{InputNorm, NormTape};
 use crate::ops::activation;
-use crate::ops::bit_linear::{BitLinear, GradientJob, divide_by_scales, gradient_jobs};
+use crate::ops::bit_linear::{BitLinear, GradientJob};
+use crate::ops::codes::Activations;
 use crate::ops::dropout::{Dropout, Place};
 use crate::ops::rope::Rope;
+use crate::ops::simd::vectorized;
 use crate::param::Param;
 use crate::real::Real;
 use crate::tensor::{add, copy, flat, flat_mut, zeros};
@@ -229,7 +231,8 @@ impl<T: Real> Block<T> {
             .forward(&tape.ffn_in.activations, &mut tape.gate);
         self.up_proj.forward(&tape.ffn_in.activations, &mut tape.up);
         let (gate, up) = (flat(&tape.gate), flat(&tape.up));
-        activation::forward(self.activation, gate, up, flat_mut(&mut tape.product));
+        let product = flat_mut(&mut tape.product);
+        vectorized!(activation::forward(self.activation, gate, up, product));
         self.ffn_sub_norm
             .forward(&tape.product, quantize, &mut tape.ffn_out)
     }
@@ -258,7 +261,6 @@ impl<T: Real> Block<T> {
         self.drop_out(&tape.dropout, Place::Attention, &mut grads.o);
         self.o_proj
             .backward_input(&grads.o, zero, &mut grads.heads_in);
-        divide_by_scales(&mut grads.o, &tape.attn_out.activations.scales);
         grads.attention.heads.fill(zero);
         self.attn_sub_norm.backward(
             &tape.attention.heads,
@@ -281,10 +283,10 @@ impl<T: Real> Block<T> {
         tape: &mut BlockTape<T>,
         grads: &mut BlockGrads<T>,
     ) {
-        let (x, d_x) = (&tape.attn_in.activations, &mut grads.hidden_in);
+        let d_x = &mut grads.hidden_in;
         let (attention, d_attention) = (&mut tape.attention, &mut grads.attention);
         self.attention
-            .backward(x, rope, first, attention, d_attention, d_x);
+            .backward(rope, first, attention, d_attention, d_x);
         self.attn_norm.backward(input, d_x, &mut tape.attn_in, d_h);
     }
 
@@ -299,19 +301,22 @@ impl<T: Real> Block<T> {
         self.drop_out(&tape.dropout, Place::FeedForward, &mut grads.down);
         self.down_proj
             .backward_input(&grads.down, zero, &mut grads.ffn_in);
-        divide_by_scales(&mut grads.down, &tape.ffn_out.activations.scales);
         grads.product.fill(zero);
         let (x, d_y, d_x) = (&tape.product, &grads.ffn_in, &mut grads.product);
         self.ffn_sub_norm.backward(x, d_y, &mut tape.ffn_out, d_x);
 
         let inputs = (flat(&tape.gate), flat(&tape.up));
         let outputs = (flat_mut(&mut grads.gate), flat_mut(&mut grads.up));
-        activation::backward(self.activation, inputs, flat(&grads.product), outputs);
+        let d_product = flat(&grads.product);
+        vectorized!(activation::backward(
+            self.activation,
+            inputs,
+            d_product,
+            outputs
+        ));
         let (gate, up, d_x) = (&mut grads.gate, &mut grads.up, &mut grads.hidden_in);
         self.gate_proj.backward_input(gate, zero, d_x);
         self.up_proj.backward_input(up, T::one(), d_x);
-        divide_by_scales(gate, &tape.ffn_in.activations.scales);
-        divide_by_scales(up, &tape.ffn_in.activations.scales);
         self.ffn_norm
             .backward(&tape.middle, d_x, &mut tape.ffn_in, d_h);
     }
@@ -334,22 +339,20 @@ impl<T: Real> Block<T> {
             .map(|(t, g)| (&t.attn_in.activations, &t.attention, &g.attention))
             .collect();
         self.attention.collect_gradients(&of_attention, jobs);
-        type Term<T> = (
-            fn(&BlockGrads<T>) -> &Array2<T>,
-            fn(&BlockTape<T>) -> &NormTape<T>,
-        );
-        let linears: [(&'a mut BitLinear<T>, Term<T>); 4] = [
-            (&mut self.o_proj, (|g| &g.o, |t| &t.attn_out)),
-            (&mut self.gate_proj, (|g| &g.gate, |t| &t.ffn_in)),
-            (&mut self.up_proj, (|g| &g.up, |t| &t.ffn_in)),
-            (&mut self.down_proj, (|g| &g.down, |t| &t.ffn_out)),
+        type Term<'a, T> = (&'a BlockTape<T>, &'a BlockGrads<T>);
+        type Of<T> = for<'t> fn(&Term<'t, T>) -> (&'t Array2<T>, &'t Activations<T>);
+        let linears: [(&'a mut BitLinear<T>, Of<T>); 4] = [
+            (&mut self.o_proj, |(t, g)| (&g.o, &t.attn_out.activations)),
+            (&mut self.gate_proj, |(t, g)| {
+                (&g.gate, &t.ffn_in.activations)
+            }),
+            (&mut self.up_proj, |(t, g)| (&g.up, &t.ffn_in.activations)),
+            (&mut self.down_proj, |(t, g)| {
+                (&g.down, &t.ffn_out.activations)
+            }),
         ];
-        for (linear, (d_y, x)) in linears {
-            let terms: Vec<_> = terms
-                .iter()
-                .map(|(t, g)| (d_y(g).view(), x(t).activations.codes.view()))
-                .collect();
-            gradient_jobs(&mut linear.weight.grad, &terms, jobs);
+        for (linear, of) in linears {
+            linear.gradient(terms.iter().map(of), jobs);
         }
     }
 }

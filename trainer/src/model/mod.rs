@@ -23,9 +23,11 @@ use crate::metrics::TensorRecord;
 use crate::model::block::Block;
 use crate::model::input_norm::InputNorm;
 use crate::model::sequence::{Part, Piece};
-use crate::ops::gemm::gemm;
+use crate::ops::codes::Codes;
+use crate::ops::gemm::{Precision, gemm};
 use crate::ops::ramp::Quantizers;
 use crate::ops::rope::Rope;
+use crate::ops::simd::vectorized;
 use crate::ops::target;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
@@ -159,12 +161,19 @@ impl<T: Real> Model<T> {
         });
     }
 
+    /// How the products of the backward pass of every BitLinear are read from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
+            linear.precision = precision;
+        }
+    }
+
     /// Share of the ternary weights that are zero.
     #[must_use]
     pub fn zero_share(&self) -> f64 {
         let linears = self.blocks.iter().flat_map(Block::linears);
         let (zeros, all) = linears.fold((0.0, 0.0), |(zeros, all), linear| {
-            let size = linear.codes.len() as f64;
+            let size = linear.size() as f64;
             (zeros + linear.zero_share() * size, all + size)
         });
         zeros / all
@@ -175,7 +184,7 @@ impl<T: Real> Model<T> {
     pub fn flip_share(&self) -> f64 {
         let linears = self.blocks.iter().flat_map(Block::linears);
         let (flips, all) = linears.fold((0, 0), |(flips, all), linear| {
-            (flips + linear.flips(), all + linear.codes.len())
+            (flips + linear.flips(), all + linear.size())
         });
         flips as f64 / all as f64
     }
@@ -289,7 +298,8 @@ impl<T: Real> Model<T> {
         for piece in seq.pieces() {
             self.piece_logits(&piece, seq);
             for (i, of_position) in targets[piece.positions].iter().enumerate() {
-                sum += target::loss(row_mut(&mut seq.logits, i), *of_position);
+                let logits = row_mut(&mut seq.logits, i);
+                sum += vectorized!(target::loss(logits, *of_position));
             }
         }
         Ok(sum)
@@ -335,7 +345,9 @@ impl<T: Real> Model<T> {
 
     /// `head . final_norm(h)` of a piece, into the first rows of `seq.logits`.
     fn piece_logits(&self, piece: &Piece, seq: &mut Sequence<T>) {
-        let hidden = &seq.parts[piece.part].last.activations.codes;
+        let Codes::Values(hidden) = &seq.parts[piece.part].last.activations.codes else {
+            unreachable!("the final norm does not quantise");
+        };
         let hidden = hidden.slice(s![piece.rows.clone(), ..]);
         let mut logits = seq.logits.slice_mut(s![..piece.rows.len(), ..]);
         let head = self.head.as_ref().unwrap_or(&self.embedding);

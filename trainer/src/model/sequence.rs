@@ -191,7 +191,7 @@ impl<T: Real> Part<T> {
             hidden: zeros(len, hidden),
             inputs: (0..inputs).map(|_| zeros(len, hidden)).collect(),
             tapes: (0..tapes).map(|_| BlockTape::new(config, len)).collect(),
-            last: NormTape::new(len, hidden),
+            last: NormTape::of_values(len, hidden),
         }
     }
 }
