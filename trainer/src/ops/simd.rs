@@ -16,11 +16,17 @@ macro_rules! vectorized {
             $crate::ops::simd::Width::Avx512(vectors) => vectors.run(|| $body),
             #[cfg(target_arch = "x86_64")]
             $crate::ops::simd::Width::Avx2(vectors) => vectors.run(|| $body),
-            $crate::ops::simd::Width::Plain => (|| $body)(),
+            $crate::ops::simd::Width::Plain => $crate::ops::simd::plain(|| $body),
         }
     };
 }
 pub(crate) use vectorized;
+
+/// Runs `f` as it is.
+#[inline(always)]
+pub(crate) fn plain<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
 
 /// The widest vectors of a machine.
 #[derive(Clone, Copy, Debug)]
