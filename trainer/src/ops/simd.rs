@@ -22,7 +22,7 @@ macro_rules! vectorized {
 }
 pub(crate) use vectorized;
 
-/// Runs `f`, compiled for the vectors that the crate is compiled for.
+/// Runs `f` as it is.
 #[inline(always)]
 pub(crate) fn plain<R>(f: impl FnOnce() -> R) -> R {
     f()
