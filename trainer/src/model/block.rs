@@ -2,7 +2,7 @@
 //! stream.
 //!
 //! A part of a sequence goes through on its own, up to the heads of the attention and again after
-//! them; [`attend`](super::attend) runs the heads over the whole sequence.
+//! them; `attend` runs the heads over the whole sequence.
 
 use bitnet_formats::quant::NonFinite;
 use bitnet_formats::{Activation, ModelConfig};
@@ -182,7 +182,7 @@ impl<T: Real> Block<T> {
         linears
     }
 
-    /// The layer whose heads [`attend`](super::attend) runs.
+    /// The layer whose heads `attend` runs.
     pub const fn attention(&self) -> &AttentionLayer<T> {
         &self.attention
     }
