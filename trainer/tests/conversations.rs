@@ -92,7 +92,7 @@ fn chats(field: &str) -> String {
             json!({"role": "user", "content": format!("What is {i} and {i}?")}),
             json!({"role": "assistant", "content": format!("It is {}, I think.", 2 * i)}),
         ];
-        if i % 2 == 0 {
+        if i.is_multiple_of(2) {
             messages.insert(0, json!({"role": "system", "content": "Be kind."}));
             messages.push(json!({"role": "user", "content": "Thank you!"}));
         }
