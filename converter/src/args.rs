@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use bitnet_converter::gguf::{I2sLayout, Kind};
-use bitnet_converter::{DenseWeights, EmbeddingType, PackOptions, ReadOptions, TokenizerStore};
-use bitnet_formats::{Preset, TernaryLayout};
+use bitnet_converter::{
+    DenseWeights, EmbeddingType, PackOptions, ReadOptions, TernaryType, TokenizerStore,
+};
+use bitnet_formats::Preset;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 
@@ -36,8 +38,10 @@ struct Args {
     #[arg(long, value_name = "TYPE", default_value = "i8")]
     embedding: Embedding,
 
-    /// How ternary matrices are packed: t5 is 1.6 bits per weight, t2 is 2 bits and faster to
-    /// decode. Matrices of few columns are stored as t2 where that is no larger.
+    /// How ternary matrices are stored: t5 is 1.6 bits per weight, t2 is 2 bits and faster to
+    /// decode. Matrices of few columns are stored as t2 where that is no larger. packed is entropy
+    /// coding, at most 1.585 bits and fewer where weights are skewed; it cannot run in place and is
+    /// decoded to memory when it is loaded, by the self-test at the end of a conversion too.
     #[arg(long, value_name = "LAYOUT", default_value = "t5")]
     pack: Pack,
 
@@ -139,6 +143,7 @@ enum Masters {
 enum Pack {
     T5,
     T2,
+    Packed,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -217,7 +222,7 @@ impl Args {
         }
         let pack = PackOptions {
             embedding: self.embedding.into(),
-            layout: self.pack.into(),
+            ternary: self.pack.into(),
             tokenizer: self.tokenizer.into(),
         };
         let dense = match (self.masters, self.force_ternarise) {
@@ -291,11 +296,12 @@ impl From<Tokenizer> for TokenizerStore {
     }
 }
 
-impl From<Pack> for TernaryLayout {
+impl From<Pack> for TernaryType {
     fn from(pack: Pack) -> Self {
         match pack {
-            Pack::T5 => Self::T5R16,
-            Pack::T2 => Self::T2R16,
+            Pack::T5 => Self::T5,
+            Pack::T2 => Self::T2,
+            Pack::Packed => Self::Packed,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use bitnet_formats::{
-    Archive, Attention, Dtype, Row, SectionKind, TensorClass, TensorRole, TernaryView,
+    Archive, Attention, Dtype, FormatError, Row, SectionKind, TensorClass, TensorRole,
 };
 use serde_json::{Map, json};
 
@@ -313,13 +313,14 @@ fn packed_and_scale(
     tensor: CheckpointTensor,
 ) -> Result<[Stored; 2], ConvertError> {
     let stored = stored_rows(&tensor.name, tensor.rows)?;
-    let view = archive.ternary(tensor.role, tensor.layer).expect(PRESENT);
+    let shape_and_scale = archive.ternary_shape(tensor.role, tensor.layer);
+    let (_, scale) = shape_and_scale.expect(PRESENT);
     let scale = Stored {
         name: format!("{}_scale", tensor.name),
         dtype: "F32",
         shape: vec![1],
         bytes: 4,
-        content: Content::Scale(view.scale),
+        content: Content::Scale(scale),
     };
     let packed = Stored {
         name: tensor.name.clone(),
@@ -381,7 +382,8 @@ fn write_packed(
     out: &mut impl Write,
 ) -> std::io::Result<()> {
     let stored = tensor.rows / 4;
-    let mut quarters = [0, 1, 2, 3].map(|_| rows_of(archive, tensor));
+    let open = || rows_of(archive, tensor).map_err(std::io::Error::other);
+    let mut quarters = [open()?, open()?, open()?, open()?];
     let mut codes = vec![0i8; tensor.cols];
     for row in 0..stored {
         // Four rows of 1.6 or 2 bits a weight.
@@ -399,9 +401,12 @@ fn write_packed(
 }
 
 /// The rows as checkpoints hold them: `kv_b_proj` is one matrix there.
-fn rows_of<'w>(archive: &Archive<'w>, tensor: &CheckpointTensor) -> Box<dyn CodeRows + 'w> {
-    let view = |role| archive.ternary(role, tensor.layer).expect(PRESENT);
-    match (tensor.role, archive.config().attention) {
+fn rows_of<'w>(
+    archive: &Archive<'w>,
+    tensor: &CheckpointTensor,
+) -> Result<Box<dyn CodeRows + 'w>, FormatError> {
+    let rows = |role| ViewRows::of(archive, role, tensor.layer);
+    Ok(match (tensor.role, archive.config().attention) {
         (
             TensorRole::KvBKey,
             Attention::Latent {
@@ -411,21 +416,21 @@ fn rows_of<'w>(archive: &Archive<'w>, tensor: &CheckpointTensor) -> Box<dyn Code
                 ..
             },
         ) => Box::new(KvB {
-            key: view(TensorRole::KvBKey),
-            value: ViewRows::new(view(TensorRole::KvBValue)),
+            key: rows(TensorRole::KvBKey)?,
+            value: rows(TensorRole::KvBValue)?,
             rank: kv_lora_rank,
             nope: qk_nope_head_dim,
             v: v_head_dim,
             head: None,
             keys: Vec::new(),
         }),
-        (role, _) => Box::new(ViewRows::new(view(role))),
-    }
+        (role, _) => Box::new(rows(role)?),
+    })
 }
 
 /// `kv_b_proj` from its halves.
 struct KvB<'w> {
-    key: TernaryView<'w>,
+    key: ViewRows<'w>,
     value: ViewRows<'w>,
     rank: usize,
     nope: usize,
@@ -448,7 +453,7 @@ impl CodeRows for KvB<'_> {
             }
             if self.head != Some(head) {
                 self.keys.resize(self.rank * self.nope, 0);
-                ViewRows::new(self.key).read(head * self.rank, &mut self.keys)?;
+                self.key.read(head * self.rank, &mut self.keys)?;
                 self.head = Some(head);
             }
             let column = self.keys.iter().skip(row).step_by(self.nope);

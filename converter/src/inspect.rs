@@ -92,7 +92,7 @@ impl Listing<'_, '_> {
     fn tensors(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "\n{:>5} {:<16} {:<5} {:>15} {:>13} {:>13} scale",
+            "\n{:>5} {:<16} {:<6} {:>15} {:>13} {:>13} scale",
             "layer", "tensor", "type", "shape", "offset", "bytes"
         )?;
         for (spec, entry) in self.0.tensors() {
@@ -102,7 +102,7 @@ impl Listing<'_, '_> {
             let scale = scale(entry.scale).map_or("-".to_owned(), |scale| scale.to_string());
             writeln!(
                 f,
-                "{layer:>5} {name:<16} {dtype:<5} {shape:>15} {:>13} {:>13} {scale}",
+                "{layer:>5} {name:<16} {dtype:<6} {shape:>15} {:>13} {:>13} {scale}",
                 entry.offset, entry.bytes
             )?;
         }

@@ -64,4 +64,4 @@ pub use export::Export;
 pub use family::{Family, WeightForm};
 pub use report::Report;
 pub use source::{CheckpointSource, Source};
-pub use write::{EmbeddingType, PackOptions, TokenizerStore};
+pub use write::{EmbeddingType, PackOptions, TernaryType, TokenizerStore};

@@ -43,8 +43,8 @@ impl Report {
         (self.dead_neurons, self.neurons)
     }
 
-    /// Adds a tensor.
-    pub fn add(&mut self, spec: &TensorSpec, dtype: Dtype, counts: Option<[u64; 3]>) {
+    /// Adds a tensor of so many bytes.
+    pub fn add(&mut self, spec: &TensorSpec, dtype: Dtype, bytes: u64, counts: Option<[u64; 3]>) {
         let place = self.kinds.iter().position(|kind| kind.role == spec.role);
         let place = place.unwrap_or_else(|| {
             self.kinds.push(Kind::empty(spec.role, dtype));
@@ -53,7 +53,7 @@ impl Report {
         let kind = &mut self.kinds[place];
         kind.tensors += 1;
         kind.weights += spec.rows as u64 * spec.cols as u64;
-        kind.bytes += dtype.payload_bytes(spec.rows, spec.cols);
+        kind.bytes += bytes;
         if let Some(counts) = counts {
             kind.counts = Some(sum(kind.counts.unwrap_or_default(), counts));
         }
@@ -182,7 +182,7 @@ impl Total {
         let entropy = entropy.map_or_else(|| "-".to_owned(), |bits| format!("{bits:.3}"));
         writeln!(
             f,
-            "{name:<16} {dtype:<5} {:>7} {:>13} {zeros:>7} {entropy:>8} {:>12.3} {:>13}",
+            "{name:<16} {dtype:<6} {:>7} {:>13} {zeros:>7} {entropy:>8} {:>12.3} {:>13}",
             self.tensors,
             self.weights,
             self.bits_per_weight(),
@@ -195,7 +195,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:<16} {:<5} {:>7} {:>13} {:>7} {:>8} {:>12} {:>13}",
+            "{:<16} {:<6} {:>7} {:>13} {:>7} {:>8} {:>12} {:>13}",
             "kind", "type", "tensors", "weights", "zeros", "entropy", "bits/weight", "bytes"
         )?;
         for kind in &self.kinds {

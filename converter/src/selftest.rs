@@ -4,6 +4,7 @@ use bitnet_formats::metadata::push_self_test;
 use bitnet_formats::{Archive, Attention, KvType, ModelConfig};
 use bitnet_runtime::{
     AlignedBuffer, LoadOptions, LogitsHash, Model, RunError, Session, SessionConfig, Step, Want,
+    weight_plan,
 };
 
 /// Lengths of the prompts: one token, and two that are no multiple of a chunk.
@@ -68,7 +69,9 @@ pub fn run(
     vectors: &mut [Vector],
     release: &dyn Fn(),
 ) -> Result<(), RunError> {
-    let model = Model::load(archive, &mut [], &LoadOptions::default())?;
+    let options = LoadOptions::smallest(archive);
+    let mut weights = AlignedBuffer::zeroed(weight_plan(archive, &options)?);
+    let model = Model::load(archive, &mut weights, &options)?;
     for vector in vectors {
         vector.logits_hash = logits_hash(&model, vector, release)?;
     }

@@ -110,7 +110,12 @@ fn tokenizer(path: &Path) -> Result<Option<String>, ConvertError> {
     Ok(text)
 }
 
-fn chat_template(dir: &Path) -> Result<Option<String>, ConvertError> {
+/// The chat template in a folder: a file of its own, or the key of `tokenizer_config.json`.
+///
+/// # Errors
+///
+/// A file that is there cannot be read or understood.
+pub fn chat_template(dir: &Path) -> Result<Option<String>, ConvertError> {
     if let Some(template) = text(&dir.join("chat_template.jinja"), MAX_TEXT_BYTES)? {
         return Ok(Some(template));
     }
@@ -137,7 +142,11 @@ fn default_template(json: &Value) -> Result<Option<String>, &'static str> {
 }
 
 /// Special tokens that `tokenizer_config.json` names: texts, or entries with a content.
-fn template_names(dir: &Path) -> Result<Vec<(&'static str, String)>, ConvertError> {
+///
+/// # Errors
+///
+/// The file is there and cannot be read or understood.
+pub fn template_names(dir: &Path) -> Result<Vec<(&'static str, String)>, ConvertError> {
     let Some(json) = json(&dir.join("tokenizer_config.json"))? else {
         return Ok(Vec::new());
     };

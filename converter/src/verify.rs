@@ -64,13 +64,12 @@ fn ternary(
     pages: &Pages<'_>,
     verified: &mut Verified,
 ) -> Result<(), ConvertError> {
-    let view = archive.ternary(spec.role, spec.layer);
-    let view = view.ok_or_else(|| differs(spec, 0))?;
+    let mut stored = ViewRows::of(archive, spec.role, spec.layer)?;
     let mut groups = source.ternary(spec)?;
-    if groups.scale().to_bits() != view.scale.to_bits() {
+    if groups.scale().to_bits() != stored.scale().to_bits() {
         return Err(differs(spec, 0));
     }
-    let (mut stored, mut row) = (ViewRows::new(view), 0);
+    let mut row = 0;
     let mut found = Vec::new();
     while let Some(codes) = groups.next_group()? {
         found.resize(codes.len(), 0);
@@ -79,7 +78,7 @@ fn ternary(
             return Err(differs(spec, row + at / spec.cols));
         }
         row += GROUP_ROWS;
-        pages.read(view.layout.group_bytes(spec.cols) as u64);
+        pages.read(stored.group_bytes() as u64);
         verified.codes += codes.len() as u64;
     }
     verified.scales += 1;

@@ -8,6 +8,7 @@ use bitnet_formats::quant::quantize_row;
 use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_formats::{
     ArchiveWriter, Dtype, ModelConfig, TensorClass, TensorRole, TensorSpec, TernaryLayout,
+    TernaryView, packed,
 };
 
 use crate::error::ConvertError;
@@ -59,39 +60,40 @@ pub enum TokenizerStore {
     None,
 }
 
-/// How a file is packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PackOptions {
-    /// Embedding and head.
-    pub embedding: EmbeddingType,
-    /// Ternary matrices; see [`ternary_layout`].
-    pub layout: TernaryLayout,
-    /// What becomes of tokenizer.json.
-    pub tokenizer: TokenizerStore,
+/// How ternary matrices are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TernaryType {
+    /// T5, or T2 where that is no larger: few columns fill a line of 20 badly, and T2 is then the
+    /// cheaper one to decode.
+    #[default]
+    T5,
+    /// T2.
+    T2,
+    /// Entropy-coded: the smallest file, decoded when it is loaded.
+    Packed,
 }
 
-impl Default for PackOptions {
-    fn default() -> Self {
-        Self {
-            embedding: EmbeddingType::default(),
-            layout: TernaryLayout::T5R16,
-            tokenizer: TokenizerStore::default(),
+impl TernaryType {
+    /// The storage type of a matrix of this many columns.
+    const fn dtype(self, cols: usize) -> Dtype {
+        let (t5, t2) = (TernaryLayout::T5R16, TernaryLayout::T2R16);
+        match self {
+            Self::T5 if t2.group_bytes(cols) > t5.group_bytes(cols) => Dtype::Ternary(t5),
+            Self::T5 | Self::T2 => Dtype::Ternary(t2),
+            Self::Packed => Dtype::Packed,
         }
     }
 }
 
-/// The layout of a matrix of this many columns, where `asked` was asked for.
-///
-/// T2 is taken as asked. T5 gives way to T2 where that is no larger, because few columns fill a
-/// line of 20 badly: T2 is then the cheaper one to decode.
-#[must_use]
-pub const fn ternary_layout(asked: TernaryLayout, cols: usize) -> TernaryLayout {
-    let (t5, t2) = (TernaryLayout::T5R16, TernaryLayout::T2R16);
-    if t2.group_bytes(cols) <= t5.group_bytes(cols) {
-        t2
-    } else {
-        asked
-    }
+/// How a file is packed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PackOptions {
+    /// Embedding and head.
+    pub embedding: EmbeddingType,
+    /// Ternary matrices.
+    pub ternary: TernaryType,
+    /// What becomes of tokenizer.json.
+    pub tokenizer: TokenizerStore,
 }
 
 /// Called with the weights packed so far, and with all there are; may ask to stop.
@@ -179,13 +181,44 @@ impl<W: Write + Seek> Packer<'_, W> {
     fn ternary(&mut self, spec: &TensorSpec) -> Result<(), WriteError> {
         let source = self.source;
         let groups = source.ternary(spec)?;
-        let layout = ternary_layout(self.options.layout, spec.cols);
+        let dtype = self.options.ternary.dtype(spec.cols);
+        let (bytes, matrix) = match dtype {
+            Dtype::Ternary(layout) => self.in_layout(groups, layout, spec)?,
+            _ => self.packed(groups, spec)?,
+        };
+        self.report.add(spec, dtype, bytes, Some(matrix.counts));
+        self.note_dead(spec, matrix.zero_rows);
+        Ok(())
+    }
+
+    fn in_layout(
+        &mut self,
+        groups: TernaryGroups<'_>,
+        layout: TernaryLayout,
+        spec: &TensorSpec,
+    ) -> Result<(u64, PackedMatrix), WriteError> {
         let dtype = Dtype::Ternary(layout);
         self.writer.begin_tensor(dtype, groups.scale())?;
-        let rows = self.groups(groups, layout, spec)?;
-        self.report.add(spec, dtype, Some(rows.counts));
-        self.note_dead(spec, rows.zero_rows);
-        Ok(())
+        let mut out = BufWriter::with_capacity(BUFFER_BYTES, &mut *self.writer);
+        let matrix = pack_groups(groups, layout, spec.cols, &mut self.meter, &mut out)?;
+        out.flush()?;
+        Ok((dtype.payload_bytes(spec.rows, spec.cols), matrix))
+    }
+
+    /// Entropy coding looks at a whole matrix before it writes a byte: one is held in memory, as T5.
+    fn packed(
+        &mut self,
+        groups: TernaryGroups<'_>,
+        spec: &TensorSpec,
+    ) -> Result<(u64, PackedMatrix), WriteError> {
+        let (layout, scale) = (TernaryLayout::T5R16, groups.scale());
+        let mut t5 = Vec::with_capacity(layout.packed_bytes(spec.rows, spec.cols) as usize);
+        let matrix = pack_groups(groups, layout, spec.cols, &mut self.meter, &mut t5)?;
+        let view = TernaryView::new(layout, (spec.rows, spec.cols), scale, &t5);
+        let payload = packed::encode(&view.expect("all groups are packed"));
+        self.writer.begin_packed(payload.len() as u64, scale)?;
+        self.writer.write_all(&payload)?;
+        Ok((payload.len() as u64, matrix))
     }
 
     /// A neuron is dead where its row of gate or its row of up is zero; gate comes first.
@@ -201,26 +234,6 @@ impl<W: Write + Seek> Packer<'_, W> {
         }
     }
 
-    /// Packs the row groups, and counts what is in them.
-    fn groups(
-        &mut self,
-        mut groups: TernaryGroups<'_>,
-        layout: TernaryLayout,
-        spec: &TensorSpec,
-    ) -> Result<PackedMatrix, WriteError> {
-        let mut out = BufWriter::with_capacity(BUFFER_BYTES, &mut *self.writer);
-        let mut packed = vec![0; layout.group_bytes(spec.cols)];
-        let mut matrix = PackedMatrix::default();
-        while let Some(codes) = groups.next_group()? {
-            layout.pack_group(codes, spec.cols, &mut packed);
-            out.write_all(&packed)?;
-            matrix.count(codes, spec.cols);
-            self.meter.advance(codes.len())?;
-        }
-        out.flush()?;
-        Ok(matrix)
-    }
-
     fn matrix(&mut self, spec: &TensorSpec) -> Result<(), WriteError> {
         let source = self.source;
         let mut rows = source.rows(spec)?;
@@ -230,7 +243,8 @@ impl<W: Write + Seek> Packer<'_, W> {
             Dtype::I8Rows => self.i8_rows(rows.as_mut(), spec)?,
             _ => self.float_rows(rows.as_mut(), spec, dtype)?,
         }
-        self.report.add(spec, dtype, None);
+        let bytes = dtype.payload_bytes(spec.rows, spec.cols);
+        self.report.add(spec, dtype, bytes, None);
         Ok(())
     }
 
@@ -286,9 +300,28 @@ impl<W: Write + Seek> Packer<'_, W> {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.writer.begin_tensor(Dtype::F32, 0.0)?;
         self.writer.write_all(&bytes)?;
-        self.report.add(spec, Dtype::F32, None);
+        self.report.add(spec, Dtype::F32, bytes.len() as u64, None);
         self.meter.advance(spec.cols)
     }
+}
+
+/// Packs the row groups, and counts what is in them.
+fn pack_groups(
+    mut groups: TernaryGroups<'_>,
+    layout: TernaryLayout,
+    cols: usize,
+    meter: &mut Meter<'_>,
+    out: &mut impl Write,
+) -> Result<PackedMatrix, WriteError> {
+    let mut packed = vec![0; layout.group_bytes(cols)];
+    let mut matrix = PackedMatrix::default();
+    while let Some(codes) = groups.next_group()? {
+        layout.pack_group(codes, cols, &mut packed);
+        out.write_all(&packed)?;
+        matrix.count(codes, cols);
+        meter.advance(codes.len())?;
+    }
+    Ok(matrix)
 }
 
 /// What a ternary matrix holds.
@@ -413,7 +446,7 @@ mod tests {
 
     #[test]
     fn t5_gives_way_where_it_is_not_smaller() {
-        let (t5, t2) = (TernaryLayout::T5R16, TernaryLayout::T2R16);
+        let [t5, t2] = [TernaryLayout::T5R16, TernaryLayout::T2R16].map(Dtype::Ternary);
         for (cols, expected) in [
             (16, t2),
             (20, t5),
@@ -422,8 +455,9 @@ mod tests {
             (64, t2),
             (1_536, t5),
         ] {
-            assert_eq!(ternary_layout(t5, cols), expected, "{cols}");
-            assert_eq!(ternary_layout(t2, cols), t2, "{cols}");
+            assert_eq!(TernaryType::T5.dtype(cols), expected, "{cols}");
+            assert_eq!(TernaryType::T2.dtype(cols), t2, "{cols}");
+            assert_eq!(TernaryType::Packed.dtype(cols), Dtype::Packed, "{cols}");
         }
     }
 

@@ -7,12 +7,12 @@ use std::ops::ControlFlow;
 
 use bitnet_converter::convert::load;
 use bitnet_converter::{
-    Conversion, ConvertError, EmbeddingType, PackOptions, ReadOptions, TokenizerStore, convert,
-    convert_dummy,
+    Conversion, ConvertError, EmbeddingType, PackOptions, ReadOptions, TernaryType, TokenizerStore,
+    convert, convert_dummy,
 };
 use bitnet_formats::{
     Archive, Attention, Dtype, ModelConfig, Preset, SectionKind, TensorClass, TensorRole,
-    TensorSpec, TernaryLayout,
+    TensorSpec,
 };
 use proptest::prelude::*;
 use safetensors::Dtype as Stored;
@@ -20,7 +20,7 @@ use util::{Draft, bytes_of, fixture, grouped, latent, names, run, weights};
 
 const T2: PackOptions = PackOptions {
     embedding: EmbeddingType::I8,
-    layout: TernaryLayout::T2R16,
+    ternary: TernaryType::T2,
     tokenizer: TokenizerStore::Tables,
 };
 
@@ -28,6 +28,47 @@ fn embedding(embedding: EmbeddingType) -> PackOptions {
     PackOptions {
         embedding,
         ..PackOptions::default()
+    }
+}
+
+/// Packed is smaller, holds the same codes, runs the same, and gives the plain file back.
+#[test]
+fn packed_and_back() {
+    for config in [latent(), grouped()] {
+        let dir = Draft::of(config, Stored::BF16).save();
+        let out = |name: &str| dir.path().join(name);
+        run(dir.path(), &out("t5.btn"), PackOptions::default()).unwrap();
+        let ternary = TernaryType::Packed;
+        let packed = PackOptions {
+            ternary,
+            ..PackOptions::default()
+        };
+        let direct = run(dir.path(), &out("direct.btn"), packed).unwrap();
+        run(&out("t5.btn"), &out("packed.btn"), packed).unwrap();
+        run(
+            &out("packed.btn"),
+            &out("again.btn"),
+            PackOptions::default(),
+        )
+        .unwrap();
+        let [t5, direct_file, packed, again] = ["t5.btn", "direct.btn", "packed.btn", "again.btn"]
+            .map(|name| fs::read(out(name)).unwrap());
+        assert!(t5 == again && direct_file.len() == packed.len() && packed.len() < t5.len());
+        assert_eq!(hashes(&packed), hashes(&t5));
+        assert!(!hashes(&t5).is_empty());
+        let archive = Archive::open(&packed).unwrap();
+        archive.verify().unwrap();
+        let stored: u64 = archive
+            .tensors()
+            .filter(|(spec, _)| spec.role.class() == TensorClass::Ternary)
+            .map(|(_, entry)| entry.bytes)
+            .sum();
+        let kinds = direct
+            .report
+            .kinds()
+            .iter()
+            .filter(|kind| kind.counts.is_some());
+        assert_eq!(kinds.map(|kind| kind.bytes).sum::<u64>(), stored);
     }
 }
 

@@ -5,12 +5,16 @@ use core::ops::Range;
 use crate::chat::ChatTables;
 use crate::config::ModelConfig;
 use crate::dtype::{Dtype, MatrixView, VectorView, align_up};
+#[cfg(feature = "packed")]
+use crate::error::PackedError;
 use crate::error::{Covered, FormatError, TensorProblem};
 use crate::header::{
     MAGIC, NO_LAYER, PREAMBLE_BYTES, Preamble, SECTION_ENTRY_BYTES, SectionEntry,
     TENSOR_ENTRY_BYTES, TensorEntry, check_crc, header_bytes,
 };
 use crate::metadata::{self, SelfTests, SpecialTokens};
+#[cfg(feature = "packed")]
+use crate::packed::PackedView;
 use crate::schema::{FfnAxis, TensorClass, TensorRole, TensorSpec};
 use crate::section::SectionKind;
 use crate::ternary::TernaryView;
@@ -165,7 +169,8 @@ impl<'w> Archive<'w> {
         SelfTests::decode(bytes, &self.config).expect("checked by open")
     }
 
-    /// A ternary tensor, or `None` where the model has no such tensor.
+    /// A ternary tensor in a layout that runs in place, or `None` where the model has no such tensor or
+    /// it is packed.
     #[must_use]
     pub fn ternary(&self, role: TensorRole, layer: Option<usize>) -> Option<TernaryView<'w>> {
         let (entry, payload) = self.payload(role, layer)?;
@@ -175,6 +180,42 @@ impl<'w> Archive<'w> {
             }
             _ => None,
         }
+    }
+
+    /// A packed ternary tensor, or `None` where the model has no such tensor or it is not packed.
+    ///
+    /// # Errors
+    ///
+    /// The head of its payload cannot be read: what [`open`](Self::open) leaves to decoding.
+    #[cfg(feature = "packed")]
+    #[must_use]
+    pub fn packed(
+        &self,
+        role: TensorRole,
+        layer: Option<usize>,
+    ) -> Option<Result<PackedView<'w>, PackedError>> {
+        let (entry, payload) = self.payload(role, layer)?;
+        let packed = entry.dtype == Dtype::Packed.code();
+        packed.then(|| PackedView::new(self.shape(role, layer), entry.scale, payload))
+    }
+
+    /// True where a ternary tensor is packed, so that weights cannot be used in place.
+    #[must_use]
+    pub fn has_packed(&self) -> bool {
+        let packed = |(_, entry): (_, TensorEntry)| entry.dtype == Dtype::Packed.code();
+        cfg!(feature = "packed") && self.tensors().any(packed)
+    }
+
+    /// Shape `(rows, cols)` and scale of a ternary tensor, however it is stored.
+    #[must_use]
+    pub fn ternary_shape(
+        &self,
+        role: TensorRole,
+        layer: Option<usize>,
+    ) -> Option<((usize, usize), f32)> {
+        let (entry, _) = self.payload(role, layer)?;
+        let ternary = role.class() == TensorClass::Ternary;
+        ternary.then(|| (self.shape(role, layer), entry.scale))
     }
 
     /// A dense matrix, or `None` where the model has no such tensor.
@@ -355,8 +396,18 @@ fn check_tensor(
         return Err(TensorProblem::Granularity(entry.granularity));
     }
     check_scale(class, entry.scale)?;
+    if dtype == Dtype::Packed && !cfg!(feature = "packed") {
+        return Err(TensorProblem::NoPacked);
+    }
     let offset = align_up(end).unwrap_or(u64::MAX);
-    let bytes = dtype.payload_bytes(spec.rows, spec.cols);
+    let most = dtype.payload_bytes(spec.rows, spec.cols);
+    let bytes = match dtype {
+        Dtype::Packed => {
+            let least = dtype.min_payload_bytes(spec.rows, spec.cols);
+            entry.bytes.clamp(least, most)
+        }
+        _ => most,
+    };
     if (entry.offset, entry.bytes) != (offset, bytes) {
         let (expected, found) = ((offset, bytes), (entry.offset, entry.bytes));
         return Err(TensorProblem::Place { expected, found });
@@ -420,5 +471,30 @@ fn truncated(needed: u64, bytes: &[u8]) -> FormatError {
     FormatError::Truncated {
         needed,
         found: bytes.len() as u64,
+    }
+}
+
+#[cfg(all(test, not(feature = "packed")))]
+mod without_packed {
+    use super::*;
+
+    /// The shipped model, with a tensor that claims to be packed.
+    #[test]
+    fn a_packed_tensor_is_refused_by_the_name_of_the_feature() {
+        let mut file = include_bytes!("../../models/austen-nano.btn").to_vec();
+        let archive = Archive::open(&file).unwrap();
+        let mut preamble = archive.preamble;
+        let ternary = |(spec, _): (TensorSpec, _)| spec.role.class() == TensorClass::Ternary;
+        let index = archive.tensors().position(ternary).unwrap();
+        let entry = header_bytes(u64::from(preamble.n_sections), index as u64) as usize;
+        file[entry + 4] = Dtype::Packed.code();
+        let tables = PREAMBLE_BYTES..preamble.header_bytes() as usize;
+        preamble.tables_crc = crc32fast::hash(&file[tables]);
+        file[..PREAMBLE_BYTES].copy_from_slice(&preamble.encode());
+        let problem = TensorProblem::NoPacked;
+        let error = Archive::open(&file).unwrap_err();
+        assert_eq!(error, FormatError::Tensor { index, problem });
+        let message = std::format!("{error}");
+        assert!(message.contains("the feature packed"), "{message}");
     }
 }

@@ -18,6 +18,8 @@ pub const fn align_up(n: u64) -> Option<u64> {
 pub enum Dtype {
     /// Ternary codes in a row-group layout.
     Ternary(TernaryLayout),
+    /// Ternary codes, entropy-coded: to be decoded into a row-group layout.
+    Packed,
     /// IEEE 754 binary32.
     F32,
     /// IEEE 754 binary16.
@@ -30,9 +32,10 @@ pub enum Dtype {
 
 impl Dtype {
     /// Every storage type.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Ternary(TernaryLayout::T5R16),
         Self::Ternary(TernaryLayout::T2R16),
+        Self::Packed,
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -45,6 +48,7 @@ impl Dtype {
         match self {
             Self::Ternary(TernaryLayout::T5R16) => 0,
             Self::Ternary(TernaryLayout::T2R16) => 1,
+            Self::Packed => 2,
             Self::F32 => 16,
             Self::F16 => 17,
             Self::BF16 => 18,
@@ -63,6 +67,7 @@ impl Dtype {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ternary(layout) => layout.name(),
+            Self::Packed => "packed",
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::BF16 => "bf16",
@@ -74,13 +79,25 @@ impl Dtype {
     #[must_use]
     pub const fn fits(self, class: TensorClass) -> bool {
         match class {
-            TensorClass::Ternary => matches!(self, Self::Ternary(_)),
+            TensorClass::Ternary => matches!(self, Self::Ternary(_) | Self::Packed),
             TensorClass::Vector => matches!(self, Self::F32),
-            TensorClass::Matrix => !matches!(self, Self::Ternary(_)),
+            TensorClass::Matrix => !matches!(self, Self::Ternary(_) | Self::Packed),
         }
     }
 
-    /// Bytes of a `[rows, cols]` tensor, without padding after it.
+    /// Fewest bytes of a `[rows, cols]` tensor: all it takes, unless it is packed.
+    ///
+    /// No packed code has more than 1024 weights a byte, so that memory and time stay proportional to
+    /// the file.
+    #[must_use]
+    pub const fn min_payload_bytes(self, rows: usize, cols: usize) -> u64 {
+        match self {
+            Self::Packed => (rows as u64 * cols as u64).div_ceil(1_024),
+            _ => self.payload_bytes(rows, cols),
+        }
+    }
+
+    /// Bytes of a `[rows, cols]` tensor, without padding after it; of a packed one, the most it can take.
     ///
     /// Exact for every shape within the caps of [`crate::config`].
     #[must_use]
@@ -88,6 +105,8 @@ impl Dtype {
         let n = rows as u64 * cols as u64;
         match self {
             Self::Ternary(layout) => layout.packed_bytes(rows, cols),
+            // Real trits cost less than in T5; a head and the states of a coder come on top.
+            Self::Packed => TernaryLayout::T5R16.packed_bytes(rows, cols) + ALIGNMENT as u64,
             Self::F32 => 4 * n,
             Self::F16 | Self::BF16 => 2 * n,
             Self::I8Rows => i8_codes_offset(rows) + n,
@@ -248,7 +267,7 @@ impl<'w> MatrixView<'w> {
                 let codes = part(i8_codes_offset(self.rows) as usize, 1);
                 Row::I8(codes, VectorView::new(&self.bytes[..4 * self.rows]).get(r))
             }
-            Dtype::F32 | Dtype::Ternary(_) => Row::F32(VectorView::new(part(0, 4))),
+            Dtype::F32 | Dtype::Ternary(_) | Dtype::Packed => Row::F32(VectorView::new(part(0, 4))),
         }
     }
 }
@@ -262,7 +281,7 @@ mod tests {
         for dtype in Dtype::ALL {
             assert_eq!(Dtype::from_code(dtype.code()), Some(dtype));
         }
-        assert_eq!(Dtype::from_code(2), None);
+        assert_eq!(Dtype::from_code(3), None);
     }
 
     #[test]

@@ -166,10 +166,27 @@ pub enum TensorProblem {
         /// Offset in the file of the first byte of the line or padding concerned.
         offset: u64,
     },
+    /// It is packed, and this program was built without the feature that reads packed tensors.
+    NoPacked,
+    /// A packed payload cannot be decoded.
+    Packed(PackedError),
     /// A value is infinite or not a number.
     NonFinite {
         /// Row of the tensor.
         row: usize,
+    },
+}
+
+/// What is wrong with a packed payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PackedError {
+    /// The head is incomplete or says something that cannot be.
+    Head,
+    /// A chunk does not end where its last trit does, or is no code of any trits.
+    Chunk {
+        /// Which.
+        index: usize,
     },
 }
 
@@ -266,10 +283,25 @@ impl core::fmt::Display for TensorProblem {
                 )
             }
             Self::Padding { offset } => write!(f, "the padding at byte {offset} is not zero"),
+            Self::NoPacked => f.write_str(
+                "it is packed, and this program is built without the feature packed; convert the file with --pack t5",
+            ),
+            Self::Packed(error) => error.fmt(f),
             Self::NonFinite { row } => write!(f, "row {row} holds an infinite value or NaN"),
         }
     }
 }
+
+impl core::fmt::Display for PackedError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Head => f.write_str("the head of the packed payload cannot be read"),
+            Self::Chunk { index } => write!(f, "packed chunk {index} cannot be decoded"),
+        }
+    }
+}
+
+impl core::error::Error for PackedError {}
 
 impl core::error::Error for FormatError {}
 

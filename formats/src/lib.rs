@@ -18,6 +18,8 @@ pub mod float;
 
 pub mod header;
 pub mod metadata;
+#[cfg(feature = "packed")]
+pub mod packed;
 pub mod presets;
 pub mod quant;
 pub mod schema;
@@ -38,8 +40,10 @@ pub use config::{
     WeightScale,
 };
 pub use dtype::{Dtype, MatrixView, Row, VectorView};
-pub use error::FormatError;
+pub use error::{FormatError, PackedError};
 pub use metadata::KvType;
+#[cfg(feature = "packed")]
+pub use packed::PackedView;
 pub use presets::Preset;
 pub use schema::{FfnAxis, TensorClass, TensorRole, TensorSpec};
 pub use section::SectionKind;

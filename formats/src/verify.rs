@@ -31,7 +31,22 @@ impl Archive<'_> {
     /// # Errors
     ///
     /// As [`verify`](Self::verify).
-    pub fn verify_with(&self, mut tick: impl FnMut(usize)) -> Result<(), FormatError> {
+    pub fn verify_with(&self, tick: impl FnMut(usize)) -> Result<(), FormatError> {
+        self.verify_all(tick, true)
+    }
+
+    /// As [`verify`](Self::verify), but for the trits of packed tensors: whoever decodes them meets what
+    /// is wrong there, and need not wait for another to decode them too.
+    ///
+    /// # Errors
+    ///
+    /// As [`verify`](Self::verify).
+    pub fn verify_undecoded(&self) -> Result<(), FormatError> {
+        self.verify_all(|_| (), false)
+    }
+
+    /// `decode` says whether packed tensors are decoded.
+    fn verify_all(&self, mut tick: impl FnMut(usize), decode: bool) -> Result<(), FormatError> {
         self.verify_checksums(&mut tick)?;
         self.verify_section_padding()?;
         if let Some(tokenizer) = self.tokenizer()? {
@@ -39,7 +54,11 @@ impl Archive<'_> {
         }
         self.chat()?;
         for (index, (spec, entry)) in self.tensors().enumerate() {
-            self.verify_tensor(&spec, &entry, &mut tick)
+            self.verify_tail(&entry)
+                .and_then(|()| match Dtype::from_code(entry.dtype) {
+                    Some(Dtype::Packed) if !decode => Ok(()),
+                    _ => self.verify_tensor(&spec, &entry, &mut tick),
+                })
                 .map_err(|problem| FormatError::Tensor { index, problem })?;
         }
         Ok(())
@@ -81,7 +100,6 @@ impl Archive<'_> {
         entry: &TensorEntry,
         tick: &mut impl FnMut(usize),
     ) -> Result<(), TensorProblem> {
-        self.verify_tail(entry)?;
         match Dtype::from_code(entry.dtype) {
             Some(Dtype::Ternary(_)) => match self.ternary(spec.role, spec.layer) {
                 Some(view) => {
@@ -90,9 +108,25 @@ impl Archive<'_> {
                 }
                 None => Err(TensorProblem::Dtype(entry.dtype)),
             },
+            #[cfg(feature = "packed")]
+            Some(Dtype::Packed) => self.verify_packed(spec, entry, tick),
             Some(Dtype::F32) if spec.rows == 1 => self.verify_vector(spec),
             _ => self.verify_matrix(spec, entry, tick),
         }
+    }
+
+    #[cfg(feature = "packed")]
+    fn verify_packed(
+        &self,
+        spec: &TensorSpec,
+        entry: &TensorEntry,
+        tick: &mut impl FnMut(usize),
+    ) -> Result<(), TensorProblem> {
+        let packed = self.packed(spec.role, spec.layer);
+        let packed = packed.ok_or(TensorProblem::Dtype(entry.dtype))?;
+        let view = packed.map_err(TensorProblem::Packed)?;
+        tick(view.bytes().len());
+        view.verify().map_err(TensorProblem::Packed)
     }
 
     /// Padding between a tensor and the next, or the end of the file.

@@ -122,6 +122,15 @@ impl<W: Write + Seek> ArchiveWriter<W> {
         self.specs.get(self.tensors.len()).copied()
     }
 
+    /// Begins the next tensor, a packed one of so many bytes; see [`encode`](crate::packed::encode).
+    ///
+    /// # Errors
+    ///
+    /// As [`begin_tensor`](Self::begin_tensor), or no payload of its shape has so many bytes.
+    pub fn begin_packed(&mut self, bytes: u64, scale: f32) -> io::Result<()> {
+        self.begin(Dtype::Packed, Some(bytes), scale)
+    }
+
     /// Begins the next tensor; its payload follows by [`Write`]. `scale` is that of a ternary
     /// tensor, zero for others.
     ///
@@ -130,6 +139,11 @@ impl<W: Write + Seek> ArchiveWriter<W> {
     /// The tensor before it is incomplete, there is none left, the type does not fit its role, the
     /// scale is not valid, or writing fails.
     pub fn begin_tensor(&mut self, dtype: Dtype, scale: f32) -> io::Result<()> {
+        self.begin(dtype, None, scale)
+    }
+
+    /// `bytes` are those of the payload where the type does not say.
+    fn begin(&mut self, dtype: Dtype, bytes: Option<u64>, scale: f32) -> io::Result<()> {
         self.check_complete()?;
         let spec = self
             .next_tensor()
@@ -139,6 +153,13 @@ impl<W: Write + Seek> ArchiveWriter<W> {
             TensorClass::Ternary => scale.is_finite() && scale > 0.0,
             _ => scale.to_bits() == 0,
         };
+        let (rows, cols) = (spec.rows, spec.cols);
+        let (least, most) = (
+            dtype.min_payload_bytes(rows, cols),
+            dtype.payload_bytes(rows, cols),
+        );
+        let bytes = bytes.or((least == most).then_some(most));
+        let bytes = bytes.filter(|bytes| (least..=most).contains(bytes));
         if !dtype.fits(class) || !scale_fits {
             let name = spec.role.name();
             return Err(invalid(format!(
@@ -146,8 +167,14 @@ impl<W: Write + Seek> ArchiveWriter<W> {
                 dtype.name()
             )));
         }
+        let bytes = bytes.ok_or_else(|| {
+            invalid(format!(
+                "{}: no payload has that many bytes",
+                spec.role.name()
+            ))
+        })?;
         self.pad_weights()?;
-        self.missing = dtype.payload_bytes(spec.rows, spec.cols);
+        self.missing = bytes;
         self.tensors
             .push(entry(&spec, dtype, scale, self.position, self.missing));
         Ok(())

@@ -44,6 +44,30 @@ pub fn render<'w>(
     generate: bool,
     piece: &mut dyn FnMut(&str),
 ) -> Result<(), ChatError<'w>> {
+    render_parts(template, messages, generate, &mut |part| piece(part.text))
+}
+
+/// A part of the text of a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChatPart<'p> {
+    /// The text.
+    pub text: &'p str,
+    /// The message whose content this is; `None` for what the template writes around it.
+    pub content_of: Option<usize>,
+}
+
+/// As [`render`], and says which parts are the contents of messages.
+///
+/// # Errors
+///
+/// As [`render`].
+pub fn render_parts<'w>(
+    template: &ChatTables<'w>,
+    messages: &[ChatMessage<'_>],
+    generate: bool,
+    part: &mut dyn FnMut(ChatPart<'_>),
+) -> Result<(), ChatError<'w>> {
+    let mut write = |text: &str, content_of| part(ChatPart { text, content_of });
     let first = messages.first().ok_or(ChatError::Empty)?;
     let mut state = State {
         messages,
@@ -57,11 +81,11 @@ pub fn render<'w>(
         place += 1;
         let message = messages.get(state.at).unwrap_or(first);
         match op {
-            ChatOp::Text(text) => piece(template.text(text)),
-            ChatOp::Role => piece(message.role),
-            ChatOp::RoleCapitalized => capitalize(message.role, piece),
-            ChatOp::Content(how) => piece(trim(message.content, how)),
-            ChatOp::FirstContent(how) => piece(trim(first.content, how)),
+            ChatOp::Text(text) => write(template.text(text), None),
+            ChatOp::Role => write(message.role, None),
+            ChatOp::RoleCapitalized => capitalize(message.role, &mut |text| write(text, None)),
+            ChatOp::Content(how) => write(trim(message.content, how), Some(state.at)),
+            ChatOp::FirstContent(how) => write(trim(first.content, how), Some(0)),
             ChatOp::Unless { test, expected, to } => {
                 if state.holds(template, test) != expected {
                     place = to.into();

@@ -37,6 +37,13 @@ pub enum RunError {
     NoThread,
     /// An f16 cache was asked for, but a latent cache is always the lossless int8 one.
     LatentCache,
+    /// The weights were to be used in place, and the file is packed.
+    PackedInPlace,
+    /// A packed tensor cannot be decoded.
+    Packed {
+        /// Its place in the tensor table.
+        tensor: usize,
+    },
     /// A coarse head was asked for, and the model's head is not of int8 rows of a multiple of 64 columns.
     CoarseHead,
     /// More positions than the session has left.
@@ -121,6 +128,13 @@ impl core::fmt::Display for RunError {
             Self::NoThread => f.write_str("threads must be at least 1"),
             Self::LatentCache => f.write_str(
                 "a latent cache is stored without loss as int8 and cannot be f16; use native or f32",
+            ),
+            Self::PackedInPlace => f.write_str(
+                "the file is packed and cannot run in place; copy the weights as t5 or t2, or convert the file with --pack t5",
+            ),
+            Self::Packed { tensor } => write!(
+                f,
+                "tensor {tensor} cannot be unpacked: the file is damaged; copy or download it again"
             ),
             Self::CoarseHead => f.write_str(
                 "a coarse head needs a head of int8 rows whose columns are a multiple of 64",

@@ -37,6 +37,7 @@ mod hash;
 #[allow(unsafe_code, reason = "instruction sets")]
 pub mod kernels;
 mod layers;
+mod load;
 pub mod math;
 mod model;
 #[cfg(feature = "std")]
@@ -59,7 +60,7 @@ pub use bitnet_formats::{
 pub use error::{Buffer, RunError};
 pub use hash::LogitsHash;
 pub use kernels::{Isa, Kernels};
-pub use model::{LoadOptions, Model, WeightHold, weight_plan};
+pub use model::{LoadOptions, Model, WeightHold, copy_plan, weight_plan};
 #[cfg(feature = "std")]
 pub use parallel::{MAX_THREADS, Threads};
 pub use plan::{ALIGNMENT, MemoryPlan, SessionConfig};

@@ -10,8 +10,10 @@ use crate::coarse_head::{self, CoarseHead};
 use crate::departures::Gains;
 use crate::error::{Buffer, RunError};
 use crate::kernels::Kernels;
+use crate::load;
+#[cfg(feature = "std")]
+use crate::parallel::Threads;
 use crate::plan::{MemoryPlan, SessionConfig};
-use crate::repack::repack;
 
 /// How ternary weights are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,13 +89,40 @@ pub(crate) enum KvProjection<'w> {
     },
 }
 
+impl WeightHold {
+    /// What takes the least memory: in place, or T5 where the file is packed.
+    #[must_use]
+    pub fn smallest(archive: &Archive<'_>) -> Self {
+        match archive.has_packed() {
+            true => Self::Copy(TernaryLayout::T5R16),
+            false => Self::InPlace,
+        }
+    }
+}
+
+impl LoadOptions {
+    /// The options that take the least memory.
+    #[must_use]
+    pub fn smallest(archive: &Archive<'_>) -> Self {
+        Self {
+            hold: WeightHold::smallest(archive),
+            coarse_head: false,
+        }
+    }
+}
+
 /// Bytes the weight buffer of [`Model::load`] needs; zero in place.
 ///
 /// # Errors
 ///
-/// The weights exceed the address space, or the model can have no coarse head.
-pub fn weight_plan(config: &ModelConfig, options: &LoadOptions) -> Result<usize, RunError> {
-    let copy = copy_plan(config, options.hold)?;
+/// The weights exceed the address space, the file is packed and cannot be used in place, or the model
+/// can have no coarse head.
+pub fn weight_plan(archive: &Archive<'_>, options: &LoadOptions) -> Result<usize, RunError> {
+    if options.hold == WeightHold::InPlace && archive.has_packed() {
+        return Err(RunError::PackedInPlace);
+    }
+    let config = archive.config();
+    let copy = copied_bytes(config, options.hold)?;
     let head = match options.coarse_head {
         true => coarse_head::plan(config)?,
         false => 0,
@@ -101,16 +130,22 @@ pub fn weight_plan(config: &ModelConfig, options: &LoadOptions) -> Result<usize,
     copy.checked_add(head).ok_or(RunError::TooLarge)
 }
 
-fn copy_plan(config: &ModelConfig, hold: WeightHold) -> Result<usize, RunError> {
+fn copied_bytes(config: &ModelConfig, hold: WeightHold) -> Result<usize, RunError> {
     match hold {
         WeightHold::InPlace => Ok(0),
-        WeightHold::Copy(layout) => {
-            let bytes: u64 = ternary_shapes(config)
-                .map(|(r, c)| layout.packed_bytes(r, c))
-                .sum();
-            usize::try_from(bytes).map_err(|_| RunError::TooLarge)
-        }
+        WeightHold::Copy(layout) => copy_plan(config, layout),
     }
+}
+
+/// Bytes of a copy of the ternary weights in a layout: what [`weight_plan`] comes to while there is no
+/// more of a file than its configuration.
+///
+/// # Errors
+///
+/// The weights exceed the address space.
+pub fn copy_plan(config: &ModelConfig, layout: TernaryLayout) -> Result<usize, RunError> {
+    let bytes = ternary_shapes(config).map(|(rows, cols)| layout.packed_bytes(rows, cols));
+    usize::try_from(bytes.sum::<u64>()).map_err(|_| RunError::TooLarge)
 }
 
 fn ternary_shapes(config: &ModelConfig) -> impl Iterator<Item = (usize, usize)> + '_ {
@@ -126,23 +161,51 @@ impl<'w> Model<'w> {
     ///
     /// # Errors
     ///
-    /// The buffer is too small or not aligned, or a coarse head was asked for and the head is not of
-    /// int8 rows.
+    /// The buffer is too small or not aligned; the file is packed and the weights were to be used in
+    /// place, or a packed tensor is damaged; or a coarse head was asked for and the head is not of int8
+    /// rows.
     pub fn load(
         archive: &Archive<'w>,
         buffer: &'w mut [u8],
         options: &LoadOptions,
     ) -> Result<Self, RunError> {
-        let needed = weight_plan(archive.config(), options)?;
+        Self::load_by(archive, buffer, options, load::copy_weights)
+    }
+
+    /// As [`load`](Self::load), with weights decoded and copied on all threads of a pool. Not a bit
+    /// depends on their number.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    #[cfg(feature = "std")]
+    pub fn load_on(
+        threads: &Threads,
+        archive: &Archive<'w>,
+        buffer: &'w mut [u8],
+        options: &LoadOptions,
+    ) -> Result<Self, RunError> {
+        Self::load_by(archive, buffer, options, |archive, layout, weights| {
+            load::copy_weights_on(threads, archive, layout, weights)
+        })
+    }
+
+    fn load_by(
+        archive: &Archive<'w>,
+        buffer: &'w mut [u8],
+        options: &LoadOptions,
+        copy_weights: impl FnOnce(&Archive<'w>, TernaryLayout, &mut [u8]) -> Result<(), RunError>,
+    ) -> Result<Self, RunError> {
+        let needed = weight_plan(archive, options)?;
         let buffer = match needed {
             0 => &mut [],
             _ => lend(Buffer::Weights, buffer, needed)?,
         };
-        let (weights, head) = buffer.split_at_mut(copy_plan(archive.config(), options.hold)?);
+        let (weights, head) = buffer.split_at_mut(copied_bytes(archive.config(), options.hold)?);
         let copy = match options.hold {
             WeightHold::InPlace => None,
             WeightHold::Copy(layout) => {
-                copy_weights(archive, layout, weights);
+                copy_weights(archive, layout, weights)?;
                 Some((layout, &*weights))
             }
         };
@@ -310,14 +373,19 @@ impl<'w> Model<'w> {
     }
 
     fn ternary(&self, role: TensorRole, layer: Option<usize>) -> TernaryView<'w> {
-        let stored = self.archive.ternary(role, layer).expect(PRESENT);
+        let stored = self.archive.ternary(role, layer);
         match self.copy {
-            None => stored,
+            None => stored.expect(PRESENT),
             Some((layout, bytes)) => {
-                let shape = (stored.rows, stored.cols);
+                let shape_and_scale = match stored {
+                    Some(view) => Some(((view.rows, view.cols), view.scale)),
+                    None if cfg!(feature = "packed") => self.archive.ternary_shape(role, layer),
+                    None => None,
+                };
+                let (shape, scale) = shape_and_scale.expect(PRESENT);
                 let start = copy_offset(self.config(), layout, role, layer);
                 let bytes = &bytes[start..][..layout.packed_bytes(shape.0, shape.1) as usize];
-                TernaryView::new(layout, shape, stored.scale, bytes).expect(PRESENT)
+                TernaryView::new(layout, shape, scale, bytes).expect(PRESENT)
             }
         }
     }
@@ -352,14 +420,4 @@ fn copy_offset(
             .take_while(|r| *r != role)
             .map(bytes)
             .sum::<usize>()
-}
-
-fn copy_weights(archive: &Archive<'_>, layout: TernaryLayout, buffer: &mut [u8]) {
-    for (spec, _) in archive.tensors() {
-        if let Some(from) = archive.ternary(spec.role, spec.layer) {
-            let start = copy_offset(archive.config(), layout, spec.role, spec.layer);
-            let bytes = layout.packed_bytes(from.rows, from.cols) as usize;
-            repack(&from, layout, &mut buffer[start..][..bytes]);
-        }
-    }
 }

@@ -47,21 +47,43 @@ const FIELDS: [u16; 256] = {
 /// four. So four T5 lines are five T2 lines byte by byte: four times ten bits, cut into five times
 /// eight.
 fn expand(t5: &[Line], t2: &mut [Line]) {
-    // Zero trits, for what the last lines lack.
-    const ZERO: Line = [0; LINE_BYTES];
     for (t5, t2) in t5.chunks(4).zip(t2.chunks_mut(5)) {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|i| t5.get(i).unwrap_or(&ZERO));
-        let mut lines = [ZERO; 5];
-        for j in 0..LINE_BYTES {
-            let bits = [d, c, b, a].iter().fold(0u64, |bits, line| {
-                bits << 10 | u64::from(FIELDS[usize::from(line[j])])
-            });
-            for (line, byte) in lines.iter_mut().zip(bits.to_le_bytes()) {
-                line[j] = byte;
-            }
-        }
-        t2.copy_from_slice(&lines[..t2.len()]);
+        t2.copy_from_slice(&five_of_four(t5)[..t2.len()]);
     }
+}
+
+/// A row group from T5 to T2 in place: its T5 lines stand at the end of the room for its T2 lines.
+///
+/// Of n blocks of four lines, the T5 lines begin at least n - 1 lines into the room. So the end of what
+/// block i becomes, line 5 (i + 1), is not beyond the first line of block i + 1.
+#[cfg(feature = "packed")]
+pub(crate) fn expand_in_place(group: &mut [u8], cols: usize) {
+    let lines: &mut [Line] = group.as_chunks_mut().0;
+    let first = lines.len() - TernaryLayout::T5R16.group_lines(cols);
+    for (block, t5) in (first..lines.len()).step_by(4).enumerate() {
+        let end = lines.len().min(t5 + 4);
+        let t2 = five_of_four(&lines[t5..end]);
+        let room = &mut lines[5 * block..];
+        let n = room.len().min(5);
+        room[..n].copy_from_slice(&t2[..n]);
+    }
+}
+
+/// Five T2 lines of up to four T5 lines; zero trits for those that lack.
+#[inline(always)]
+fn five_of_four(t5: &[Line]) -> [Line; 5] {
+    const ZERO: Line = [0; LINE_BYTES];
+    let [a, b, c, d] = [0, 1, 2, 3].map(|i| t5.get(i).unwrap_or(&ZERO));
+    let mut lines = [ZERO; 5];
+    for j in 0..LINE_BYTES {
+        let bits = [d, c, b, a].iter().fold(0u64, |bits, line| {
+            bits << 10 | u64::from(FIELDS[usize::from(line[j])])
+        });
+        for (line, byte) in lines.iter_mut().zip(bits.to_le_bytes()) {
+            line[j] = byte;
+        }
+    }
+    lines
 }
 
 /// A row group between any layouts.
@@ -132,6 +154,22 @@ mod tests {
             for (index, group) in groups.enumerate() {
                 by_columns(&from, index, T2R16, group.as_chunks_mut().0);
             }
+            assert_eq!(found, expected, "{cols} columns");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "packed")]
+    fn expanding_in_place_equals_expanding() {
+        for cols in (1..=400).chain([1_536, 6_912, 65_535]) {
+            let packed = bytes(T5R16.group_bytes(cols));
+            let from = TernaryView::new(T5R16, (16, cols), 1.0, &packed).unwrap();
+            let mut expected = vec![0xff; T2R16.group_bytes(cols)];
+            repack(&from, T2R16, &mut expected);
+            let mut found = vec![0xee; expected.len()];
+            let start = found.len() - packed.len();
+            found[start..].copy_from_slice(&packed);
+            expand_in_place(&mut found, cols);
             assert_eq!(found, expected, "{cols} columns");
         }
     }

@@ -6,7 +6,6 @@ latent attention) the transformers library read.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +126,7 @@ class GroupedAttention(nn.Module):
         self.attn_sub_norm = RmsNorm(self.heads * self.dim, c.rms_norm_eps)
         self.o_proj = linear(c.hidden_size, self.heads * self.dim)
 
-    def forward(self, x):
+    def forward(self, x, mask=None):
         batch, length, _ = x.shape
         split = lambda y, heads: y.view(batch, length, heads, self.dim).transpose(1, 2)
         cos, sin = rope_tables(length, self.dim, self.theta, x.device)
@@ -136,7 +135,7 @@ class GroupedAttention(nn.Module):
         v = split(self.v_proj(x), self.kv_heads)
         group = self.heads // self.kv_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        return self.o_proj(self.attn_sub_norm(attend(q, k, v)))
+        return self.o_proj(self.attn_sub_norm(attend(q, k, v, mask)))
 
 
 class LatentAttention(nn.Module):
@@ -154,7 +153,7 @@ class LatentAttention(nn.Module):
         self.attn_sub_norm = RmsNorm(self.heads * self.v_dim, c.rms_norm_eps)
         self.o_proj = linear(c.hidden_size, self.heads * self.v_dim)
 
-    def forward(self, x):
+    def forward(self, x, mask=None):
         batch, length, _ = x.shape
         split = lambda y, dim: y.view(batch, length, self.heads, dim).transpose(1, 2)
         cos, sin = rope_tables(length, self.rope, self.theta, x.device)
@@ -166,15 +165,21 @@ class LatentAttention(nn.Module):
         k_rope = rotate(k_rope[:, None], cos, sin).expand(-1, self.heads, -1, -1)
         q = torch.cat([q_nope, rotate(q_rope, cos, sin)], dim=-1)
         k = torch.cat([k_nope, k_rope], dim=-1)
-        return self.o_proj(self.attn_sub_norm(attend(q, k, v)))
+        return self.o_proj(self.attn_sub_norm(attend(q, k, v, mask)))
 
 
-def attend(q, k, v):
-    """Causal attention, heads concatenated."""
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-    out = scores.masked_fill(future, float("-inf")).softmax(dim=-1) @ v
+def attend(q, k, v, mask):
+    """Attention, heads concatenated; causal where there is no mask."""
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
     return out.transpose(1, 2).flatten(-2)
+
+
+def document_mask(ids, end_of_text: int):
+    """[batch, 1, length, length], true where a position sees another: no later one, none of a text that ended before."""
+    ends = (ids == end_of_text).long()
+    text = ends.cumsum(dim=-1) - ends
+    same = text[:, None, :, None] == text[:, None, None, :]
+    return same.tril()
 
 
 class FeedForward(nn.Module):
@@ -198,8 +203,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RmsNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = FeedForward(c)
 
-    def forward(self, h):
-        h = h + self.self_attn(self.input_layernorm(h))
+    def forward(self, h, mask=None):
+        h = h + self.self_attn(self.input_layernorm(h), mask)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
@@ -210,10 +215,10 @@ class Body(nn.Module):
         self.layers = nn.ModuleList(Block(c) for _ in range(c.num_hidden_layers))
         self.norm = RmsNorm(c.hidden_size, c.rms_norm_eps)
 
-    def forward(self, ids):
+    def forward(self, ids, mask=None):
         h = self.embed_tokens(ids)
         for layer in self.layers:
-            h = layer(h)
+            h = layer(h, mask)
         return self.norm(h)
 
 
@@ -225,15 +230,16 @@ class BitNet(nn.Module):
         if not c.tie_word_embeddings:
             self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
 
-    def forward(self, ids):
-        """Logits, [batch, length, vocab_size]."""
-        h = self.model(ids)
-        tied = self.config.tie_word_embeddings
-        return F.linear(h, self.model.embed_tokens.weight) if tied else self.lm_head(h)
+    def forward(self, ids, targets=None, end_of_text: int | None = None):
+        """Logits, [batch, length, vocab_size]; with targets the mean loss, nats per token.
 
-    def loss(self, inputs, targets):
-        """Mean loss in nats per token."""
-        return F.cross_entropy(self(inputs).flatten(0, 1), targets.flatten())
+        No text sees the ones before its `end_of_text`, where that is given.
+        """
+        mask = None if end_of_text is None else document_mask(ids, end_of_text)
+        h = self.model(ids, mask)
+        tied = self.config.tie_word_embeddings
+        logits = F.linear(h, self.model.embed_tokens.weight) if tied else self.lm_head(h)
+        return logits if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def load(folder: Path, quantize: bool | None = None) -> BitNet:

@@ -2,8 +2,6 @@
 
     python parity.py                    computes everything again and compares it with the stored results
     python parity.py --write            replaces the stored results
-    python parity.py --size s --out D   writes larger cases to a folder D, which
-                                        BITNET_PYTORCH=D cargo test --release -p bitnet-trainer --test pytorch reads
 
 Weights are drawn here and stored as a checkpoint folder, which the trainer reads as it reads any checkpoint. The trainer's test
 makes the same batches, so that what is compared is a whole training step: gradients, clipping, AdamW, schedule.
@@ -38,24 +36,14 @@ RECIPE = {
     "seed": 5,
 }
 # Every width differs from every other where it may.
-TINY = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 37, "max_position_embeddings": 32}
-SIZES = {
-    "tiny": (TINY, {"num_attention_heads": 4, "head_dim": 8}, {"num_attention_heads": 2, "kv_lora_rank": 16, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 16}),
-    "s": (
-        {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "vocab_size": 512, "max_position_embeddings": 256},
-        {"num_attention_heads": 4, "head_dim": 64},
-        {"num_attention_heads": 4, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 64},
-    ),
+SHAPE = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 37, "max_position_embeddings": 32}
+GROUPED = {"num_attention_heads": 4, "head_dim": 8}
+LATENT = {"num_attention_heads": 2, "kv_lora_rank": 16, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 16}
+CASES = {
+    "multi_head": SHAPE | GROUPED | {"num_key_value_heads": 4},
+    "grouped_query": SHAPE | GROUPED | {"num_key_value_heads": 2, "tie_word_embeddings": False},
+    "latent": SHAPE | LATENT | {"num_key_value_heads": 2},
 }
-
-
-def cases(size: str) -> dict:
-    shape, heads, latent = SIZES[size]
-    return {
-        "multi_head": shape | heads | {"num_key_value_heads": 4},
-        "grouped_query": shape | heads | {"num_key_value_heads": 2, "tie_word_embeddings": False},
-        "latent": shape | latent | {"num_key_value_heads": latent["num_attention_heads"]},
-    }
 
 
 def config_json(shape: dict) -> dict:
@@ -71,16 +59,14 @@ def config_json(shape: dict) -> dict:
     } | shape
 
 
-def draw(model: BitNet, seed: int, size: str) -> dict:
-    """Tiny: weights wide enough for every part to matter, gains away from one. Else: as the trainer draws them."""
+def draw(model: BitNet, seed: int) -> dict:
+    """Weights wide enough for every part to matter, gains away from one."""
     generator = torch.Generator().manual_seed(seed)
     normal = lambda shape: torch.randn(shape, generator=generator)
     weights = {}
     for name, parameter in model.state_dict().items():
         shape = parameter.shape
-        std = shape[-1] ** -0.5 if size == "tiny" else 0.02
-        gain_std = 0.3 if size == "tiny" else 0.0
-        weights[name] = 1 + gain_std * normal(shape) if len(shape) == 1 else std * normal(shape)
+        weights[name] = 1 + 0.3 * normal(shape) if len(shape) == 1 else shape[-1] ** -0.5 * normal(shape)
     return weights
 
 
@@ -102,7 +88,7 @@ def step_gradient(model: BitNet, ids: torch.Tensor, r: dict, step: int) -> float
         index = step * r["accumulation"] + micro
         starts = recipe.batch_starts(r["seed"], index, r["batch"], len(ids), r["context"])
         windows = torch.stack([ids[start : start + r["context"] + 1] for start in starts])
-        loss = model.loss(windows[:, :-1], windows[:, 1:]) / r["accumulation"]
+        loss = model(windows[:, :-1], windows[:, 1:]) / r["accumulation"]
         loss.backward()
         total += loss.item()
     return total
@@ -133,12 +119,11 @@ def compute(folder: Path, r: dict, ids: list) -> tuple[dict, dict]:
     return steps, gradients
 
 
-def write(folder: Path, shape: dict, seed: int, size: str):
+def write(folder: Path, shape: dict, seed: int, r: dict):
     folder.mkdir(parents=True, exist_ok=True)
     keys = config_json(shape)
     (folder / "config.json").write_text(json.dumps(keys, indent=2) + "\n")
-    save(draw(BitNet(Config.from_json(keys)), seed, size), folder)
-    r = RECIPE | ({} if size == "tiny" else {"context": 64})
+    save(draw(BitNet(Config.from_json(keys)), seed), folder)
     ids = text(keys["vocab_size"], 40 * r["context"])
     steps, gradients = compute(folder, r, ids)
     save_file(gradients, folder / "gradients.safetensors")
@@ -169,14 +154,12 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="replace the stored results")
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="with --out: tiny, or config s of 3 M parameters")
-    parser.add_argument("--out", type=Path, help="folder for other cases than the stored ones")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if not (args.write or args.out):
-        return 0 if all([compare(FIXTURES / name) for name in cases("tiny")]) else 1
-    for seed, (name, shape) in enumerate(cases(args.size).items(), start=1):
-        write((args.out or FIXTURES) / name, shape, seed, args.size)
+    if not args.write:
+        return 0 if all([compare(FIXTURES / name) for name in CASES]) else 1
+    for seed, (name, shape) in enumerate(CASES.items(), start=1):
+        write(FIXTURES / name, shape, seed, RECIPE)
     return 0
 
 

@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: synthetic models, runs of them, and the programs.
 
+pub mod packed;
 pub mod programs;
 pub mod random;
 pub mod synthetic;
@@ -38,8 +39,7 @@ impl Default for Run {
 /// If anything fails.
 pub fn with_session<T>(bytes: &[u8], run: Run, body: impl FnOnce(&mut Session) -> T) -> T {
     let archive = Archive::open(bytes).expect("a valid file");
-    let mut weights =
-        AlignedBuffer::zeroed(weight_plan(archive.config(), &run.load).expect("a plan"));
+    let mut weights = AlignedBuffer::zeroed(weight_plan(&archive, &run.load).expect("a plan"));
     let model = Model::load(&archive, &mut weights, &run.load).expect("a model");
     let config = SessionConfig {
         max_seq_len: model.config().max_seq_len,

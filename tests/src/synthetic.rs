@@ -131,6 +131,38 @@ pub fn with_computed_frequencies(config: &ModelConfig, storage: Storage, seed: u
     })
 }
 
+/// A file of this shape whose ternary rows differ in how many zeros they have, as trained ones do.
+///
+/// # Panics
+///
+/// If the configuration is not valid.
+#[must_use]
+pub fn skewed(config: &ModelConfig, seed: u64) -> Vec<u8> {
+    let mut random = Random(seed);
+    let storage = Storage::default();
+    write(config, &[], |spec| {
+        let (dtype, scale, payload) = random_tensor(spec, storage, &mut random);
+        match dtype {
+            Dtype::Ternary(layout) => (dtype, scale, skewed_rows(spec, layout, &mut random)),
+            _ => (dtype, scale, payload),
+        }
+    })
+}
+
+fn skewed_rows(spec: &TensorSpec, layout: TernaryLayout, random: &mut Random) -> Vec<u8> {
+    let (mut col, mut zeros) = (0, 0);
+    ternary(spec, layout, || {
+        if col % spec.cols == 0 {
+            zeros = 300 + random.below(700);
+        }
+        col += 1;
+        match random.below(1_000) < zeros {
+            true => 0,
+            false => random.pick(&[-1, 1]),
+        }
+    })
+}
+
 /// A model of three blocks: in the second, rows of gate or up are zero for half of the neurons; in the
 /// third all rows of up are.
 ///

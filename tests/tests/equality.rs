@@ -390,12 +390,14 @@ fn a_coarse_head_needs_rows_of_int8() {
         archive.matrix(TensorRole::Embedding).expect("one").dtype,
         Dtype::I8Rows
     );
-    let mut weights = AlignedBuffer::zeroed(weight_plan(&config, &load).expect("a plan"));
+    let mut weights = AlignedBuffer::zeroed(weight_plan(&archive, &load).expect("a plan"));
     let error = Model::load(&archive, &mut weights, &load).unwrap_err();
     assert_eq!(error, RunError::CoarseHead);
     let narrow = ModelConfig {
         hidden_size: config.hidden_size + 2,
         ..config
     };
-    assert_eq!(weight_plan(&narrow, &load), Err(RunError::CoarseHead));
+    let file = model(&narrow, Storage::default(), 5);
+    let archive = Archive::open(&file).expect("a valid file");
+    assert_eq!(weight_plan(&archive, &load), Err(RunError::CoarseHead));
 }

@@ -8,6 +8,7 @@ use bitnet_runtime::{
     AlignedBuffer, Archive, Buffer, KvType, LoadOptions, Model, RunError, Session, SessionConfig,
     TernaryLayout, WeightHold, weight_plan,
 };
+use bitnet_tests::packed::packed;
 use bitnet_tests::random::Random;
 use bitnet_tests::synthetic::{Storage, model, random_config};
 
@@ -49,11 +50,11 @@ fn exact_buffers_run_and_one_byte_less_is_an_error() {
         let config = random_config(&mut random);
         let file = model(&config, Storage::default(), random.bits());
         let archive = Archive::open(&file).unwrap();
-        let hold = random.pick(&[
-            WeightHold::InPlace,
-            WeightHold::Copy(TernaryLayout::T5R16),
-            WeightHold::Copy(TernaryLayout::T2R16),
-        ]);
+        let copies = [TernaryLayout::T5R16, TernaryLayout::T2R16].map(WeightHold::Copy);
+        let [t5, t2] = copies;
+        let hold = random.pick(&[WeightHold::InPlace, t5, t2]);
+        let coded = packed(&file);
+        let coded = Archive::open(&coded).unwrap();
         let session = SessionConfig {
             max_seq_len: 1 + random.below(config.max_seq_len),
             prefill_batch: 1 + random.below(20),
@@ -71,11 +72,13 @@ fn exact_buffers_run_and_one_byte_less_is_an_error() {
             ..LoadOptions::default()
         };
         check(&archive, &load, &session, &ids);
+        let hold = random.pick(&copies);
+        check(&coded, &LoadOptions { hold, ..load }, &session, &ids);
     }
 }
 
 fn check(archive: &Archive, load: &LoadOptions, config: &SessionConfig, ids: &[u32]) {
-    let needed = weight_plan(archive.config(), load).unwrap();
+    let needed = weight_plan(archive, load).unwrap();
     let mut short = AlignedBuffer::zeroed(needed.saturating_sub(1));
     if needed > 0 {
         let error = Model::load(archive, &mut short, load).unwrap_err();

@@ -1,5 +1,7 @@
 //! A model through other formats and back is the same model: codes, scales, norms, embedding, logits.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use bitnet_converter::{Conversion, EmbeddingType, Export, PackOptions, ReadOptio
 use bitnet_formats::{Activation, Attention};
 use bitnet_formats::{Archive, Dtype, ModelConfig, Norms, Preset, TernaryLayout, WeightScale};
 use bitnet_runtime::{LoadOptions, WeightHold};
+use bitnet_tests::packed::packed;
 use bitnet_tests::synthetic::{self, Storage};
 use bitnet_tests::{Run, logits_hash};
 use tempfile::TempDir;
@@ -149,6 +152,32 @@ fn through_gguf_and_a_checkpoint() {
         let again = converted(&dir.path().join("m.gguf"), EmbeddingType::Source);
         assert_same_model(name, &file, &again);
     }
+}
+
+/// What is written from a packed file is what is written from the plain one, byte for byte.
+#[test]
+fn packed_files_leave_alike() {
+    let latent = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/austen-nano.btn");
+    let grouped = fixture("gguf").join("TQ1_0").join("model.gguf");
+    let grouped = converted(&grouped, EmbeddingType::Source);
+    for plain in [fs::read(latent).unwrap(), grouped.clone()] {
+        let [plain, coded] = [checkpoint_of(&plain), checkpoint_of(&packed(&plain))];
+        let [plain, coded] = [plain, coded].map(|dir| contents(&dir.path().join("out")));
+        assert!(plain == coded);
+    }
+    for kind in [Kind::TQ1_0, Kind::TQ2_0] {
+        let [plain, coded] = [gguf_of(&grouped, kind), gguf_of(&packed(&grouped), kind)];
+        assert!(contents(plain.path()) == contents(coded.path()));
+    }
+}
+
+/// Names and bytes of the files in a folder.
+fn contents(dir: &Path) -> BTreeMap<OsString, Vec<u8>> {
+    let files = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    let read = files.map(|file| (file.file_name(), fs::read(file.path()).unwrap()));
+    let contents: BTreeMap<_, _> = read.collect();
+    assert!(!contents.is_empty());
+    contents
 }
 
 /// Scales of either convention that no f16 holds, heads that are permuted on the way.

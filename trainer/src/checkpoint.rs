@@ -4,9 +4,11 @@
 //! | --- | --- |
 //! | `model.safetensors` | f32 master weights under the public names |
 //! | `config.json`, `tokenizer.json` | what belongs to them |
+//! | `tokenizer_config.json` | the chat template, where there is one |
 //! | `settings.toml` | all settings of the run, as `--config` takes them |
 //! | `state.safetensors` | the whole run: weights, both moments, step, settings |
 //! | `metrics.jsonl`, `loss.svg` | what happened |
+//! | `events.out.tfevents.*` | the same for TensorBoard, a file per start |
 //! | `best/`, `step-00000100/` | model, `config.json` and `tokenizer.json` as they were at the best evaluation and at earlier checkpoints, where that is asked for |
 //!
 //! The first three are what other programs read. `state.safetensors` is what `--resume` reads, and
@@ -21,8 +23,9 @@ use serde::{Deserialize, Serialize};
 use crate::config_file::to_toml;
 use crate::config_json;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::files::write_bytes;
-use crate::init::Masters;
+use crate::init::{Masters, SIDECARS};
 use crate::model::Model;
 use crate::optim::{AdamW, Moments};
 use crate::param::Param;
@@ -37,10 +40,11 @@ const STATE_KEY: &str = "run";
 /// Folder of the model of the best evaluation.
 pub const BEST: &str = "best";
 const STEP_PREFIX: &str = "step-";
-const COPY_FILES: [&str; 4] = [
+const COPY_FILES: [&str; 5] = [
     "model.safetensors",
     "config.json",
     "tokenizer.json",
+    "tokenizer_config.json",
     "settings.toml",
 ];
 
@@ -132,10 +136,12 @@ impl RunFolder {
             "model.safetensors",
             "metrics.jsonl",
             "loss.svg",
+            "tokenizer_config.json",
         ];
-        for path in names.map(|name| self.file(name)) {
-            remove_file(&path)?;
+        for name in names.iter().chain(&SIDECARS) {
+            remove_file(&self.file(name))?;
         }
+        events::clear(&self.path)?;
         self.remove_copy(BEST)?;
         self.drop_copies(0)
     }
@@ -155,6 +161,11 @@ impl RunFolder {
         let copy = Self::new(self.file(name));
         fs::create_dir_all(&copy.path).map_err(Error::io(&copy.path, "create"))?;
         copy.save_description(settings, tokenizer)?;
+        for name in SIDECARS.iter().chain(&["config.json"]) {
+            if let Ok(bytes) = fs::read(self.file(name)) {
+                write_bytes(&copy.file(name), &bytes)?;
+            }
+        }
         copy.save_model(model)
     }
 
@@ -180,7 +191,7 @@ impl RunFolder {
     /// Removes what [`RunFolder::save_copy`] wrote, and the folder if nothing else is in it.
     fn remove_copy(&self, name: &str) -> Result<()> {
         let copy = Self::new(self.file(name));
-        for file in COPY_FILES {
+        for file in COPY_FILES.iter().chain(&SIDECARS) {
             remove_file(&copy.file(file))?;
         }
         match fs::remove_dir(&copy.path) {
@@ -201,8 +212,7 @@ impl RunFolder {
             .map_err(|problem| Error::checkpoint(&path, problem))?;
         write_bytes(&path, config.as_bytes())?;
         self.save_settings(settings)?;
-        let json = tokenizer.to_json()?;
-        write_bytes(&self.file("tokenizer.json"), json.as_bytes())
+        tokenizer.save(&self.path)
     }
 
     /// Writes `settings.toml`.

@@ -25,7 +25,7 @@ use crate::prepare::{PrepareOptions, prepare};
 use crate::progress::Progress;
 use crate::ranks::Ranks;
 use crate::recipe::Recipe;
-use crate::sample::{SampleOptions, sample};
+use crate::sample::{Prompt, SampleOptions, sample};
 use crate::settings::Settings;
 use crate::tokenizer::TokenizerKind;
 
@@ -55,11 +55,15 @@ enum Command {
 struct DataArgs {
     /// Text in UTF-8: files, quoted patterns such as 'books/**/*.txt', JSON Lines (.jsonl, .ndjson), or
     /// standard input as "-"; or, alone, a folder that prepare wrote. A file is one document, and so is
-    /// a line of JSON. What is no text, is named and empty, or changes while it is read is an error;
-    /// other empty documents are left out.
+    /// a line of JSON. A line may hold a conversation instead of a text, as
+    /// {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}; then
+    /// all lines of the file do, the chat template is applied, and only the assistant's answers are
+    /// learned. What is no text, is named and empty, or changes while it is read is an error; other
+    /// empty documents are left out.
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     data: Vec<PathBuf>,
-    /// Field of JSON Lines that holds the text [default: text]; standard input is then JSON Lines too.
+    /// Field of JSON Lines that holds the text or the messages [default: text, else messages]; standard
+    /// input is then JSON Lines too.
     #[arg(long, value_name = "NAME")]
     field: Option<String>,
     /// What stands between the documents of a text file, such as '<|endoftext|>'.
@@ -139,7 +143,9 @@ struct FitArgs {
     recipe: Option<String>,
     /// bpe:N (byte-level BPE of N ids, at least 256, trained on the training text), byte (256 ids),
     /// char (the characters of the text), or a tokenizer.json [default: that of prepared tokens, else
-    /// bpe:2048]. Where there are several documents, an id for the end of a text comes with it.
+    /// bpe:2048]. Where there are several documents, an id for the end of a text comes with it, and where
+    /// there are conversations, a chat template and the ids it needs. A given tokenizer.json brings the
+    /// template of the tokenizer_config.json or chat_template.jinja beside it.
     #[arg(long, value_name = "KIND", conflicts_with = "resume")]
     tokenizer: Option<TokenizerKind>,
     /// Checkpoint of master weights to start from: a folder that fit wrote, or a public BitNet checkpoint
@@ -160,6 +166,10 @@ struct FitArgs {
     /// Peak learning rate [default: the preset's]; ends at a tenth of it.
     #[arg(long, value_name = "RATE", conflicts_with = "resume")]
     lr: Option<f64>,
+    /// First steps in full precision, before the quantisers are on [default: 0]; train.ramp_steps then
+    /// turns them on little by little.
+    #[arg(long, value_name = "N", conflicts_with = "resume")]
+    fp_steps: Option<u64>,
     /// Seed of weights, batches and samples [default: 1].
     #[arg(long, value_name = "N", conflicts_with = "resume")]
     seed: Option<u64>,
@@ -212,9 +222,15 @@ struct EvalArgs {
 struct SampleArgs {
     /// Folder that fit wrote.
     checkpoint: PathBuf,
-    /// Text to continue.
+    /// Text to continue; with --chat, a question to answer.
     #[arg(long, value_name = "TEXT")]
     prompt: String,
+    /// Write the prompt as the user's message, by the chat template, and print the answer alone.
+    #[arg(long)]
+    chat: bool,
+    /// What the model is told before the question.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
     /// Tokens to add.
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_tokens: usize,
@@ -384,6 +400,7 @@ impl FitArgs {
         train.batch = self.batch.unwrap_or(train.batch);
         train.context = self.context.unwrap_or(train.context);
         train.seed = self.seed.unwrap_or(train.seed);
+        train.fp_steps = self.fp_steps.unwrap_or(train.fp_steps);
         if let Some(lr) = self.lr {
             settings.set_lr(lr);
         }
@@ -471,7 +488,13 @@ fn run_sample(args: &SampleArgs) -> Result<String> {
         top_k: args.top_k,
         seed: args.seed,
     };
-    let text = sample(&model, &tokenizer, &args.prompt, &options)?;
+    if args.chat {
+        let system = args.system.as_deref();
+        let prompt = Prompt::of_question(&tokenizer, system, &args.prompt)?;
+        return Ok(sample(&model, &tokenizer, &prompt, &options)? + "\n");
+    }
+    let prompt = Prompt::of_text(&tokenizer, &args.prompt)?;
+    let text = sample(&model, &tokenizer, &prompt, &options)?;
     Ok(format!("{}{text}\n", args.prompt))
 }
 

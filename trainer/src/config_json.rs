@@ -1,6 +1,7 @@
 //! The `config.json` of a checkpoint. Its keys are the converter's; this adds the one thing that
 //! only training knows: whether the quantisers were on.
 
+use bitnet_converter::config_json::token_ids;
 use bitnet_converter::family::TensorNames;
 use bitnet_converter::{CheckpointConfig, Family};
 use bitnet_formats::ModelConfig;
@@ -65,6 +66,28 @@ pub fn read(json: &str, names: TensorNames<'_>) -> Result<(CheckpointConfig, boo
         return Err("the trainer has no norms inside linears".into());
     }
     Ok((public, quantize))
+}
+
+/// A `config.json` with the ids that begin and end a text in the checkpoint that a run starts from, and
+/// its own after them.
+///
+/// # Errors
+///
+/// If it is no `config.json`.
+pub fn with_token_ids(json: &str, bos: Option<u32>, eos: &[u32]) -> Result<String, String> {
+    let mut json: Value = serde_json::from_str(json).map_err(|e| e.to_string())?;
+    let own = token_ids(&json, "eos_token_id").map_err(|e| e.to_string())?;
+    let mut all = eos.to_vec();
+    all.extend(own.into_iter().filter(|id| !eos.contains(id)));
+    if let Some(bos) = bos {
+        json["bos_token_id"] = json!(bos);
+    }
+    json["eos_token_id"] = match all[..] {
+        [] => Value::Null,
+        [id] => json!(id),
+        _ => json!(all),
+    };
+    Ok(format!("{json:#}\n"))
 }
 
 #[cfg(test)]

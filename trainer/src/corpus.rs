@@ -1,9 +1,11 @@
 //! Documents of a corpus: text files, globs, JSON Lines and standard input, one document at a time.
 //!
-//! A text file is one document, unless a separator divides it. A line of a JSON Lines file is one.
+//! A text file is one document, unless a separator divides it. A line of a JSON Lines file is one; its
+//! first line says whether the file holds texts or conversations.
 //! What is no text is refused by file, line and byte, and so is a file that changes while it is
 //! read: what was learned must be what the files hold.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
 use std::io::{self, BufRead, BufReader, Read};
@@ -12,12 +14,14 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
+use crate::chat::Conversation;
 use crate::error::{Error, Result};
+use crate::tokenizer::Needs;
 
 /// Longest document, and longest line of JSON, in bytes. A document is in memory as a whole.
 pub const MAX_DOCUMENT_BYTES: usize = 1 << 30;
-/// Field that JSON Lines files are asked for unless another is named.
-pub const DEFAULT_FIELD: &str = "text";
+/// Fields that JSON Lines files are asked for unless another is named: a text, or else messages.
+pub const DEFAULT_FIELDS: [&str; 2] = ["text", "messages"];
 /// From so many text files on, whole files are held out, not the end of each.
 const MANY_FILES: usize = 20;
 const READ_BYTES: usize = 1 << 20;
@@ -27,7 +31,8 @@ const READ_BYTES: usize = 1 << 20;
 pub struct DataOptions {
     /// Files, patterns, `-` for standard input, or one folder that `prepare` wrote.
     pub inputs: Vec<PathBuf>,
-    /// Field of JSON Lines that holds the text; if given, standard input is JSON Lines.
+    /// Field of JSON Lines that holds the text or the messages; if given, standard input is JSON
+    /// Lines.
     pub field: Option<String>,
     /// What stands between the documents of a text file.
     pub separator: Option<String>,
@@ -48,14 +53,68 @@ impl DataOptions {
 #[derive(Clone, Debug)]
 pub struct Corpus {
     sources: Vec<Source>,
-    field: String,
+    fields: Vec<String>,
     separator: Option<String>,
+}
+
+/// A document of a corpus.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Document {
+    /// A text.
+    Text(String),
+    /// Messages.
+    Chat(Conversation),
+}
+
+impl Document {
+    /// All of it.
+    #[must_use]
+    pub fn passage(&self) -> Passage<'_> {
+        match self {
+            Self::Text(text) => Passage::Text(text),
+            Self::Chat(conversation) => Passage::Chat(conversation),
+        }
+    }
+}
+
+/// A document or a part of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage<'d> {
+    /// A text or a part of one.
+    Text(&'d str),
+    /// A whole conversation.
+    Chat(&'d Conversation),
+}
+
+impl Passage<'_> {
+    /// No part of a document.
+    pub const NONE: Self = Self::Text("");
+
+    /// True if there is nothing to learn from: no text, or no answer.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Text(text) => text.is_empty(),
+            Self::Chat(conversation) => !conversation.has_answer(),
+        }
+    }
+
+    /// Its text, from which a vocabulary is learned.
+    #[must_use]
+    pub fn plain_text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Text(text) => Cow::Borrowed(text),
+            Self::Chat(conversation) => Cow::Owned(conversation.plain_text()),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Source {
     path: PathBuf,
     kind: SourceKind,
+    /// What had to be read to know the kind of a stream.
+    read_ahead: Vec<u8>,
     /// True if the user named this very file, rather than a pattern it matches.
     named: bool,
 }
@@ -64,19 +123,20 @@ struct Source {
 enum SourceKind {
     Text,
     JsonLines,
+    Conversations,
 }
 
 /// How many documents were seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Documents with text.
+    /// Documents with something to learn from.
     pub documents: u64,
-    /// Documents without any, which are left out.
+    /// Documents without a text or an answer, which are left out.
     pub empty: u64,
 }
 
 /// Hears of one document after the other.
-type Visit<'v> = dyn FnMut(&str) -> Result<()> + 'v;
+type Visit<'v> = dyn FnMut(Document) -> Result<()> + 'v;
 
 impl Corpus {
     /// Finds the files.
@@ -91,15 +151,19 @@ impl Corpus {
             sources.extend(expand(input, options.field.is_some())?);
         }
         refuse_repeats(&sources)?;
+        let fields = match &options.field {
+            Some(field) => vec![field.clone()],
+            None => DEFAULT_FIELDS.map(str::to_owned).into(),
+        };
+        for source in &mut sources {
+            source.look_for_messages(&fields)?;
+        }
         if options.separator.as_ref().is_some_and(String::is_empty) {
             return Err(Error::Usage("--separator is empty".into()));
         }
         Ok(Self {
             sources,
-            field: options
-                .field
-                .clone()
-                .unwrap_or_else(|| DEFAULT_FIELD.into()),
+            fields,
             separator: options.separator.clone(),
         })
     }
@@ -117,8 +181,18 @@ impl Corpus {
     }
 
     fn is_divided(&self) -> bool {
-        let json = |source: &Source| source.kind == SourceKind::JsonLines;
+        let json = |source: &Source| source.kind != SourceKind::Text;
         self.separator.is_some() || self.sources.iter().any(json)
+    }
+
+    /// What its tokenizer has to tell apart.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        let chat = |source: &Source| source.kind == SourceKind::Conversations;
+        Needs {
+            end_of_text: self.has_many_documents(),
+            turns: self.sources.iter().any(chat),
+        }
     }
 
     /// True if the corpus can be read again.
@@ -138,16 +212,20 @@ impl Corpus {
         let mut tally = Tally::default();
         for source in &self.sources {
             let before = tally.documents;
-            self.visit_source(source, &mut |text| {
-                if text.is_empty() {
+            self.visit_source(source, &mut |document| {
+                if document.passage().is_empty() {
                     tally.empty += 1;
                     return Ok(());
                 }
                 tally.documents += 1;
-                see(text)
+                see(document)
             })?;
             if source.named && tally.documents == before {
-                return Err(problem(&source.path, "the file is empty"));
+                let what = match source.kind {
+                    SourceKind::Conversations => "no conversation has a message of the assistant",
+                    SourceKind::Text | SourceKind::JsonLines => "the file is empty",
+                };
+                return Err(problem(&source.path, what));
             }
         }
         match tally.documents {
@@ -157,12 +235,39 @@ impl Corpus {
     }
 
     fn visit_source(&self, source: &Source, see: &mut Visit<'_>) -> Result<()> {
-        let mut reader = Reader::open(&source.path)?;
+        let mut reader = Reader::open(source)?;
         match source.kind {
             SourceKind::Text => visit_text(&mut reader, self.separator.as_deref(), see)?,
-            SourceKind::JsonLines => visit_json_lines(&mut reader, &self.field, see)?,
+            kind => visit_json_lines(&mut reader, &self.fields, kind, see)?,
         }
         reader.finish()
+    }
+}
+
+impl Source {
+    /// Decides by the first line of JSON Lines whether they are conversations.
+    fn look_for_messages(&mut self, fields: &[String]) -> Result<()> {
+        if self.kind == SourceKind::Text {
+            return Ok(());
+        }
+        let mut reader = Reader::open(self)?;
+        let mut read = Vec::new();
+        let first = loop {
+            let line = reader.read_line(MAX_DOCUMENT_BYTES)?;
+            read.extend_from_slice(&line);
+            if line.is_empty() || !line.iter().all(u8::is_ascii_whitespace) {
+                break line;
+            }
+        };
+        if is_stdin(&self.path) {
+            self.read_ahead = read;
+        }
+        // What is wrong with a line is said when it is read.
+        let found = serde_json::from_slice(&first).map(|json| value_of(json, fields));
+        if let Ok(Ok((_, Value::Array(_)))) = found {
+            self.kind = SourceKind::Conversations;
+        }
+        Ok(())
     }
 }
 
@@ -171,6 +276,7 @@ fn expand(input: &Path, stdin_is_json: bool) -> Result<Vec<Source>> {
     let source = |path: PathBuf, named| Source {
         kind: kind(&path, stdin_is_json),
         path,
+        read_ahead: Vec::new(),
         named,
     };
     let pattern = input.to_str().filter(|text| text.contains(['*', '?', '[']));
@@ -244,9 +350,12 @@ struct Reader {
 }
 
 impl Reader {
-    fn open(path: &Path) -> Result<Self> {
+    fn open(source: &Source) -> Result<Self> {
+        let path = &source.path;
         if is_stdin(path) {
-            return Ok(Self::new(path, Box::new(io::stdin().lock()), None));
+            let ahead = io::Cursor::new(source.read_ahead.clone());
+            let input = Box::new(ahead.chain(io::stdin().lock()));
+            return Ok(Self::new(path, input, None));
         }
         let file = File::open(path).map_err(Error::io(path, "read"))?;
         let metadata = file.metadata().map_err(Error::io(path, "read"))?;
@@ -339,7 +448,7 @@ fn visit_text(reader: &mut Reader, separator: Option<&str>, see: &mut Visit<'_>)
         }
     }
     pending.decode(&reader.path, true)?;
-    see(&pending.text)
+    see(Document::Text(pending.text))
 }
 
 /// Text that has been read and not yet been handed on.
@@ -382,7 +491,7 @@ impl Pending {
         let mut start = 0;
         while let Some(at) = self.text[self.searched..].find(separator) {
             let end = self.searched + at;
-            see(&self.text[start..end])?;
+            see(Document::Text(self.text[start..end].to_owned()))?;
             start = end + separator.len();
             self.searched = start;
         }
@@ -408,42 +517,74 @@ fn refuse_zeros(path: &Path, text: &str, offset: usize) -> Result<()> {
 }
 
 /// One document per line; lines of white space alone are skipped.
-fn visit_json_lines(reader: &mut Reader, field: &str, see: &mut Visit<'_>) -> Result<()> {
+fn visit_json_lines(
+    reader: &mut Reader,
+    fields: &[String],
+    kind: SourceKind,
+    see: &mut Visit<'_>,
+) -> Result<()> {
     for number in 1u64.. {
         let line = reader.read_line(MAX_DOCUMENT_BYTES)?;
         if line.is_empty() {
             break;
         }
-        let wrong = |what: &str| problem(&reader.path, &format!("line {number}: {what}"));
+        let place = || format!("{}: line {number}", reader.path.display());
+        let wrong = |what: &str| Error::Data(format!("{}: {what}", place()));
         if line.len() == MAX_DOCUMENT_BYTES {
             return Err(wrong(&format!("longer than {MAX_DOCUMENT_BYTES} bytes")));
         }
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let text = field_of(&line, field).map_err(|what| wrong(&what))?;
-        see(&text)?;
+        let document = document_of(&line, fields, kind, &place).map_err(|what| wrong(&what))?;
+        see(document)?;
     }
     Ok(())
 }
 
-fn field_of(line: &[u8], field: &str) -> std::result::Result<String, String> {
-    let json: Value = serde_json::from_slice(line).map_err(|e| format!("no JSON: {e}"))?;
+fn document_of(
+    line: &[u8],
+    fields: &[String],
+    kind: SourceKind,
+    place: &dyn Fn() -> String,
+) -> std::result::Result<Document, String> {
+    let json = serde_json::from_slice(line).map_err(|e| format!("no JSON: {e}"))?;
+    let (field, value) = value_of(json, fields)?;
+    match (value, kind) {
+        (Value::String(text), SourceKind::JsonLines) if text.contains('\0') => {
+            Err(format!("field {field:?} holds a zero byte: no text"))
+        }
+        (Value::String(text), SourceKind::JsonLines) => Ok(Document::Text(text)),
+        (list @ Value::Array(_), SourceKind::Conversations) => {
+            let conversation = Conversation::from_json(&list, place());
+            conversation.map(Document::Chat)
+        }
+        (Value::String(_), _) => Err(mixed(field, "a text", "messages")),
+        (Value::Array(_), _) => Err(mixed(field, "a list", "a text")),
+        _ => Err(format!("field {field:?} is no string")),
+    }
+}
+
+fn mixed(field: &str, found: &str, first: &str) -> String {
+    format!("field {field:?} is {found}, but the first line of the file has {first}")
+}
+
+/// The first of the fields that a line has.
+fn value_of(json: Value, fields: &[String]) -> std::result::Result<(&str, Value), String> {
     let Value::Object(mut object) = json else {
         return Err("no JSON object".into());
     };
-    match object.remove(field) {
-        Some(Value::String(text)) if text.contains('\0') => {
-            Err(format!("field {field:?} holds a zero byte: no text"))
-        }
-        Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(format!("field {field:?} is no string")),
-        None => {
-            let names: Vec<_> = object.keys().map(String::as_str).collect();
-            let names = names.join(", ");
-            Err(format!("no field {field:?}; --field names one of: {names}"))
-        }
+    let mut found = fields
+        .iter()
+        .filter_map(|field| Some((&field[..], object.remove(field)?)));
+    if let Some(found) = found.next() {
+        return Ok(found);
     }
+    let wanted: Vec<_> = fields.iter().map(|field| format!("{field:?}")).collect();
+    let wanted = wanted.join(" or ");
+    let names: Vec<_> = object.keys().map(String::as_str).collect();
+    let names = names.join(", ");
+    Err(format!("no field {wanted}; --field names one of: {names}"))
 }
 
 #[cfg(test)]
@@ -474,8 +615,8 @@ mod tests {
 
     fn read(options: &DataOptions) -> Result<(Vec<String>, Tally)> {
         let mut all = Vec::new();
-        let tally = Corpus::new(options)?.visit(&mut |text| {
-            all.push(text.to_owned());
+        let tally = Corpus::new(options)?.visit(&mut |document| {
+            all.push(document.passage().plain_text().into_owned());
             Ok(())
         })?;
         Ok((all, tally))
@@ -558,11 +699,11 @@ mod tests {
         let mut options = place.options(&["1.txt", "2.txt"]);
         options.separator = Some("|".into());
         let mut seen = Vec::new();
-        let all = Corpus::new(&options).unwrap().visit(&mut |text| {
+        let all = Corpus::new(&options).unwrap().visit(&mut |document| {
             if seen.is_empty() {
                 change(place.0.path());
             }
-            seen.push(text[..1].to_owned());
+            seen.push(document.passage().plain_text()[..1].to_owned());
             Ok(())
         });
         all.map(|_| seen).map_err(|e| e.to_string())

@@ -1,15 +1,18 @@
 //! The tokens of a run: documents divided, encoded and joined; batches cut from them.
 
-use crate::corpus::{Corpus, DataOptions, Tally};
+use crate::chat::ChatEncoder;
+use crate::corpus::{Corpus, DataOptions, Document, Passage, Tally};
 use crate::error::{Error, Result};
 use crate::held_out::{HeldOut, SplitKind};
+use crate::loss_mask::LossMask;
 use crate::model::gradient::Example;
+use crate::ops::target::IGNORED;
 use crate::order::Permutation;
 use crate::prepare::Prepared;
 use crate::rng::{Rng, Stream};
 use crate::settings::{OrderKind, TrainSettings};
 use crate::shards::Shards;
-use crate::tokenizer::{END_OF_TEXT_NAMES, Parts, Tokenizer};
+use crate::tokenizer::{END_OF_TEXT_NAMES, Needs, Parts, Tokenizer};
 
 /// What `--data` stands for.
 #[derive(Clone, Debug)]
@@ -20,11 +23,11 @@ pub enum Input {
     Prepared(Prepared),
 }
 
-/// Texts of a corpus, in order.
+/// Documents of a corpus, in order.
 #[derive(Clone, Debug)]
 pub struct Documents {
-    texts: Vec<String>,
-    has_many: bool,
+    all: Vec<Document>,
+    needs: Needs,
     has_some_to_spare: bool,
     fingerprint: Fingerprint,
     tally: Tally,
@@ -86,37 +89,37 @@ pub const fn settled_split(split: SplitKind, has_some_to_spare: bool) -> SplitKi
 
 impl Documents {
     fn read(corpus: &Corpus) -> Result<Self> {
-        let mut texts = Vec::new();
+        let mut all = Vec::new();
         let mut fingerprint = Fingerprint::default();
-        let tally = corpus.visit(&mut |text| {
-            fingerprint.add(text);
-            texts.push(text.to_owned());
+        let tally = corpus.visit(&mut |document| {
+            fingerprint.add_passage(document.passage());
+            all.push(document);
             Ok(())
         })?;
         Ok(Self {
-            texts,
-            has_many: corpus.has_many_documents(),
+            all,
+            needs: corpus.needs(),
             has_some_to_spare: corpus.has_documents_to_spare(),
             fingerprint,
             tally,
         })
     }
 
-    /// True if something must stand between texts.
+    /// What their tokenizer has to tell apart.
     #[must_use]
-    pub const fn has_many(&self) -> bool {
-        self.has_many
+    pub const fn needs(&self) -> Needs {
+        self.needs
     }
 
-    /// Calls `see` with the parts of every text.
+    /// Calls `see` with the parts of every document.
     ///
     /// # Errors
     ///
     /// What `see` returns.
     pub fn divide(&self, train: &TrainSettings, see: &mut Parts<'_>) -> Result<()> {
         let held_out = HeldOut::new(train);
-        for (index, text) in (0..).zip(&self.texts) {
-            let (train, validation) = held_out.divide(index, text);
+        for (index, document) in (0..).zip(&self.all) {
+            let (train, validation) = held_out.divide(index, document.passage());
             see(train, validation)?;
         }
         Ok(())
@@ -148,6 +151,19 @@ impl Fingerprint {
         self.hash = bytes.fold(self.hash, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });
+    }
+
+    /// Adds a document: a text, or all roles and contents.
+    pub fn add_passage(&mut self, passage: Passage<'_>) {
+        match passage {
+            Passage::Text(text) => self.add(text),
+            Passage::Chat(conversation) => {
+                for message in conversation.messages() {
+                    self.add(&message.role);
+                    self.add(&message.content);
+                }
+            }
+        }
     }
 
     /// Sixteen digits.
@@ -204,7 +220,9 @@ impl Tokens {
 pub struct EncodedText {
     /// Token ids; between texts the end of text, where the tokenizer has one.
     pub tokens: Tokens,
-    /// UTF-8 bytes of the texts.
+    /// Which of them are learned from.
+    pub mask: LossMask,
+    /// UTF-8 bytes of what is learned: the texts and the answers.
     pub bytes: usize,
     /// The id between texts that do not see each other.
     pub end_of_text: Option<u32>,
@@ -216,6 +234,7 @@ impl EncodedText {
     pub const fn from_ids(ids: Vec<u32>, bytes: usize) -> Self {
         Self {
             tokens: Tokens::Memory(ids),
+            mask: LossMask::All,
             bytes,
             end_of_text: None,
         }
@@ -227,7 +246,8 @@ impl EncodedText {
     ///
     /// As [`Tokenizer::encode`].
     pub fn new(tokenizer: &Tokenizer, text: &str) -> Result<Self> {
-        Self::join(tokenizer, std::iter::once(text))
+        let text = std::iter::once(Passage::Text(text));
+        Self::join(tokenizer, text, Needs::default())
     }
 
     /// Encodes all texts of an input, held out or not. A folder of tokens gives those held out.
@@ -238,7 +258,8 @@ impl EncodedText {
     pub fn of_input(tokenizer: &Tokenizer, input: &Input) -> Result<Self> {
         match input {
             Input::Documents(documents) => {
-                Self::join(tokenizer, documents.texts.iter().map(String::as_str))
+                let all = documents.all.iter().map(Document::passage);
+                Self::join(tokenizer, all, documents.needs)
             }
             Input::Prepared(prepared) => {
                 prepared.check_tokenizer(tokenizer)?;
@@ -247,69 +268,152 @@ impl EncodedText {
         }
     }
 
-    fn join<'t>(tokenizer: &Tokenizer, texts: impl Iterator<Item = &'t str>) -> Result<Self> {
-        let mut joiner = Joiner::new(tokenizer);
-        let mut ids = Vec::new();
-        for text in texts {
-            joiner.add(text, &mut |more| {
+    fn join<'d>(
+        tokenizer: &Tokenizer,
+        documents: impl Iterator<Item = Passage<'d>>,
+        needs: Needs,
+    ) -> Result<Self> {
+        let mut joiner = Joiner::new(tokenizer, needs)?;
+        let (mut ids, mut marks) = (Vec::new(), Vec::new());
+        for document in documents {
+            joiner.add(document, &mut |more, counted| {
                 ids.extend_from_slice(more);
+                if needs.turns {
+                    marks.extend(marks_of(more, counted));
+                }
                 Ok(())
             })?;
         }
         let mut joined = Self::from_ids(ids, joiner.bytes as usize);
-        joined.end_of_text = joiner.end_of_text;
+        joined.end_of_text = joiner.divides();
+        if needs.turns {
+            joined.mask = LossMask::Memory(marks);
+        }
         Ok(joined)
     }
 }
 
-/// Makes one stream of ids from several texts.
+impl EncodedText {
+    /// Targets of a window that reads `ids` from token `start` on: all but its first, or
+    /// [`IGNORED`] where nothing is learned.
+    ///
+    /// # Errors
+    ///
+    /// As [`LossMask::read`].
+    pub fn targets(&self, ids: &[u32], start: usize) -> Result<Vec<u32>> {
+        let marks = self.mask.read(start + 1, ids.len() - 1)?;
+        let counted = marks_of(&ids[1..], marks.as_deref());
+        let targets = ids[1..].iter().zip(counted);
+        Ok(targets
+            .map(|(id, counted)| if counted { *id } else { IGNORED })
+            .collect())
+    }
+
+    fn has_answers(&self, part: &str) -> Result<()> {
+        match self.mask.counted(self.tokens.len()) {
+            0 => Err(Error::Data(format!(
+                "the {part} part has no answer of an assistant; give more conversations, or change \
+                 train.val_fraction"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A mark for each id; without any given, all are learned from.
+pub fn marks_of(ids: &[u32], counted: Option<&[bool]>) -> impl Iterator<Item = bool> {
+    (0..ids.len()).map(move |i| counted.is_none_or(|counted| counted[i]))
+}
+
+/// Hears of ids, and of which are learned from; without marks, all are.
+pub type Sink<'s> = dyn FnMut(&[u32], Option<&[bool]>) -> Result<()> + 's;
+
+/// Makes one stream of ids from several documents.
 #[derive(Clone, Debug)]
 pub struct Joiner<'t> {
     tokenizer: &'t Tokenizer,
+    chat: Option<ChatEncoder>,
     end_of_text: Option<u32>,
-    texts: u64,
-    /// Bytes of the texts so far.
+    /// True if the end of the last document is learned from: that of a conversation is not, its
+    /// answers have ends of their own.
+    counts_end: bool,
+    documents: u64,
+    /// Bytes learned from so far.
     pub bytes: u64,
 }
 
 impl<'t> Joiner<'t> {
     /// An empty stream.
-    #[must_use]
-    pub fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self {
-            tokenizer,
-            end_of_text: tokenizer.end_of_text(),
-            texts: 0,
-            bytes: 0,
-        }
-    }
-
-    /// Encodes a text to `sink`, after an end of text unless it is the first. Nothing for an empty
-    /// one.
     ///
     /// # Errors
     ///
-    /// As [`Tokenizer::encode`], and what `sink` returns.
-    pub fn add(&mut self, text: &str, sink: &mut dyn FnMut(&[u32]) -> Result<()>) -> Result<()> {
-        if text.is_empty() {
+    /// As [`ChatEncoder::new`], where there are conversations.
+    pub fn new(tokenizer: &'t Tokenizer, needs: Needs) -> Result<Self> {
+        Ok(Self {
+            tokenizer,
+            chat: match needs.turns {
+                true => Some(ChatEncoder::new(tokenizer)?),
+                false => None,
+            },
+            end_of_text: tokenizer.end_of_text(),
+            counts_end: true,
+            documents: 0,
+            bytes: 0,
+        })
+    }
+
+    /// The id after which the next document begins. `None` if the same id ends answers: it would
+    /// divide conversations.
+    #[must_use]
+    pub fn divides(&self) -> Option<u32> {
+        let ends_answers = |id: &u32| {
+            let mut ends = self.chat.iter().flat_map(ChatEncoder::end_ids);
+            ends.any(|end| end == *id)
+        };
+        self.end_of_text.filter(|id| !ends_answers(id))
+    }
+
+    /// Encodes a document to `sink`, after an end of text unless it is the first. Nothing for an
+    /// empty one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode`] and [`ChatEncoder::encode`], and what `sink` returns.
+    pub fn add(&mut self, document: Passage<'_>, sink: &mut Sink<'_>) -> Result<()> {
+        if document.is_empty() {
             return Ok(());
         }
-        if let (Some(id), 1..) = (self.end_of_text, self.texts) {
-            sink(&[id])?;
+        if let (Some(id), 1..) = (self.end_of_text, self.documents) {
+            sink(&[id], Some(&[self.counts_end]))?;
         }
-        self.texts += 1;
-        self.bytes += text.len() as u64;
-        self.tokenizer.encode_to(text, sink)
+        self.documents += 1;
+        match (document, &self.chat) {
+            (Passage::Text(text), _) => {
+                self.bytes += text.len() as u64;
+                self.counts_end = true;
+                self.tokenizer.encode_to(text, &mut |ids| sink(ids, None))
+            }
+            (Passage::Chat(conversation), Some(chat)) => {
+                let encoded = chat.encode(conversation)?;
+                self.bytes += encoded.answer_bytes;
+                self.counts_end = false;
+                sink(&encoded.ids, Some(&encoded.counted))
+            }
+            (Passage::Chat(_), None) => unreachable!("needs say that there are conversations"),
+        }
     }
 }
 
-/// A tokenizer that must keep texts apart, and cannot.
+/// A tokenizer that must keep documents or messages apart, and cannot.
 ///
 /// # Errors
 ///
 /// [`Error::Tokenizer`].
-pub fn check_end_of_text(tokenizer: &Tokenizer, has_many_texts: bool) -> Result<()> {
-    if !has_many_texts || tokenizer.end_of_text().is_some() {
+pub fn check_tokenizer(tokenizer: &Tokenizer, needs: Needs) -> Result<()> {
+    if needs.turns {
+        ChatEncoder::new(tokenizer)?;
+    }
+    if !needs.end_of_text || tokenizer.end_of_text().is_some() {
         return Ok(());
     }
     let names = END_OF_TEXT_NAMES.join(", ");
@@ -348,6 +452,13 @@ impl TokenDataset {
             }
         };
         data.check(settings)?;
+        let is_divided = data.train.end_of_text.is_some();
+        if settings.mask_documents && tokenizer.end_of_text().is_some() && !is_divided {
+            let message = "the chat template ends answers with the token that ends texts, so attention \
+                           cannot end where a document begins; --set train.mask_documents=false lets \
+                           documents see what stands before them";
+            return Err(Error::Usage(message.into()));
+        }
         Ok(data)
     }
 
@@ -358,12 +469,13 @@ impl TokenDataset {
     ) -> Result<Self> {
         let held_out = HeldOut::new(settings);
         let parts: Vec<_> = (0..)
-            .zip(&documents.texts)
-            .map(|(i, text)| held_out.divide(i, text))
+            .zip(&documents.all)
+            .map(|(i, document)| held_out.divide(i, document.passage()))
             .collect();
+        let needs = documents.needs;
         let mut data = Self {
-            train: EncodedText::join(tokenizer, parts.iter().map(|part| part.0))?,
-            validation: EncodedText::join(tokenizer, parts.iter().map(|part| part.1))?,
+            train: EncodedText::join(tokenizer, parts.iter().map(|part| part.0), needs)?,
+            validation: EncodedText::join(tokenizer, parts.iter().map(|part| part.1), needs)?,
         };
         if !settings.mask_documents {
             data.train.end_of_text = None;
@@ -377,7 +489,9 @@ impl TokenDataset {
         let (train, validation) = (self.train.tokens.len(), self.validation.tokens.len());
         let batch = "one batch (train.batch x train.context + 1)";
         enough("training", train, needed, batch)?;
-        enough("validation", validation, 2, "one prediction")
+        enough("validation", validation, 2, "one prediction")?;
+        self.train.has_answers("training")?;
+        self.validation.has_answers("validation")
     }
 
     /// Micro-batch number `index` of a run.
@@ -390,12 +504,33 @@ impl TokenDataset {
         let example = |start| {
             let ids = self.train.tokens.read(start, context + 1)?;
             Ok(Example {
+                targets: self.train.targets(&ids, start)?,
                 inputs: ids[..context].to_vec(),
-                targets: ids[1..].to_vec(),
             })
         };
         let starts = self.starts(settings, index);
         starts.into_iter().map(example).collect()
+    }
+
+    /// Tokens that step number `step`, from 0, learns from, over all its micro-batches: the loss of a
+    /// step is the mean over these.
+    ///
+    /// # Errors
+    ///
+    /// As [`LossMask::read`].
+    pub fn counted_targets(&self, settings: &TrainSettings, step: u64) -> Result<usize> {
+        if matches!(self.train.mask, LossMask::All) {
+            return Ok(settings.tokens_per_step());
+        }
+        let accumulation = settings.accumulation as u64;
+        let mut counted = 0;
+        for micro in step * accumulation..(step + 1) * accumulation {
+            for start in self.starts(settings, micro) {
+                let marks = self.train.mask.read(start + 1, settings.context)?;
+                counted += marks.iter().flatten().filter(|mark| **mark).count();
+            }
+        }
+        Ok(counted)
     }
 
     /// Where the windows of a micro-batch begin: a function of seed and index alone, so that a run
@@ -453,16 +588,26 @@ mod tests {
         let mut fingerprint = Fingerprint::default();
         texts.iter().for_each(|text| fingerprint.add(text));
         Input::Documents(Documents {
-            texts: texts.iter().map(ToString::to_string).collect(),
-            has_many: texts.len() > 1,
+            all: texts
+                .iter()
+                .map(|text| Document::Text((*text).into()))
+                .collect(),
+            needs: needs(texts.len() > 1),
             has_some_to_spare: false,
             fingerprint,
             tally: Tally::default(),
         })
     }
 
+    fn needs(end_of_text: bool) -> Needs {
+        Needs {
+            end_of_text,
+            turns: false,
+        }
+    }
+
     fn byte(has_many: bool) -> Tokenizer {
-        Tokenizer::new(&TokenizerKind::Byte, has_many, |_| Ok(())).unwrap()
+        Tokenizer::new(&TokenizerKind::Byte, needs(has_many), |_| Ok(())).unwrap()
     }
 
     fn small() -> TrainSettings {
@@ -493,7 +638,7 @@ mod tests {
         assert_eq!(data.train.end_of_text, Some(256));
         let alone = EncodedText::new(&tokenizer, "abc").unwrap();
         assert_eq!(alone.tokens.len(), 3);
-        assert!(check_end_of_text(&byte(false), true).is_err());
+        assert!(check_tokenizer(&byte(false), needs(true)).is_err());
     }
 
     #[test]

@@ -70,6 +70,9 @@ pub enum Error {
     /// The finished run could not be packed.
     #[error("--export: {0}; the checkpoint is complete, and bitnet-convert packs it")]
     Export(Box<bitnet_converter::ConvertError>),
+    /// A file beside a tokenizer could not be read.
+    #[error("{0}")]
+    Sidecar(Box<bitnet_converter::ConvertError>),
     /// The run does not fit in memory.
     #[error("{0}")]
     Memory(String),

@@ -7,7 +7,10 @@
 //! Several texts have the tokenizer's end of text between them, where it has one. It is predicted like
 //! any token and has no bytes, and what stands after it does not see what stands before.
 //!
-//! - nats per token: the sum of `-ln p` over all predictions, divided by `N - 1`;
+//! Of conversations only the answers are predicted, each with the token that ends it; their bytes are
+//! those that count.
+//!
+//! - nats per token: the sum of `-ln p` over all predictions, divided by their number;
 //! - perplexity: `e` to that power;
 //! - bits per byte: the sum divided by `ln 2` and by the UTF-8 bytes of the whole text.
 //!
@@ -21,13 +24,14 @@ use crate::error::{Error, Result};
 use crate::memory::heads_at_once;
 use crate::model::sequence::parts;
 use crate::model::{Model, Sequence};
+use crate::ops::target;
 
 /// What an evaluation finds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Tokens predicted: all but the first.
+    /// Tokens predicted: all but the first, or those of answers.
     pub tokens: usize,
-    /// Bytes of the text.
+    /// Bytes of the text or the answers.
     pub bytes: usize,
     /// Tokens per window.
     pub context: usize,
@@ -58,21 +62,26 @@ pub fn evaluate(model: &Model<f32>, text: &EncodedText, context: usize) -> Resul
     let at_once = sequences_at_once(threads, windows[0].1).min(windows.len());
     let heads = heads_at_once(model.config(), threads, at_once);
     let mut buffers: Vec<_> = (0..at_once).map(|_| None).collect();
-    let mut sum = 0.0;
+    let (mut sum, mut tokens) = (0.0, 0);
     for round in windows.chunks(at_once) {
         let losses: Vec<_> = buffers
             .par_iter_mut()
             .zip(round)
             .map(|(buffer, window)| window_loss(model, text, *window, heads, buffer))
             .collect();
-        for loss in losses {
-            sum += loss?;
+        for found in losses {
+            let (loss, predicted) = found?;
+            sum += loss;
+            tokens += predicted;
         }
     }
     if !sum.is_finite() {
         return Err(Error::Data("the loss is infinite or not a number".into()));
     }
-    let tokens = text.tokens.len() - 1;
+    if tokens == 0 {
+        let message = "there is no answer of an assistant, so nothing to predict";
+        return Err(Error::Data(message.into()));
+    }
     let nats_per_token = sum / tokens as f64;
     Ok(Evaluation {
         tokens,
@@ -106,14 +115,14 @@ fn check(model: &Model<f32>, text: &EncodedText, context: usize) -> Result<()> {
     Ok(())
 }
 
-/// Loss of one window. The buffers are kept from window to window; the last may be shorter.
+/// Loss of one window, and how many tokens it predicts. The buffers are kept from window to window; the last may be shorter.
 fn window_loss(
     model: &Model<f32>,
     text: &EncodedText,
     (start, count): (usize, usize),
     heads: usize,
     buffer: &mut Option<Sequence<f32>>,
-) -> Result<f64> {
+) -> Result<(f64, usize)> {
     let ids = text.tokens.read(start, count + 1)?;
     let seq = match buffer.take() {
         Some(seq) if seq.len() == count => seq,
@@ -124,8 +133,10 @@ fn window_loss(
                 .with_heads(heads)
         }
     };
-    let loss = model.loss(&ids[..count], &ids[1..], buffer.insert(seq));
-    loss.map_err(|e| Error::Data(e.to_string()))
+    let targets = text.targets(&ids, start)?;
+    let loss = model.loss(&ids[..count], &targets, buffer.insert(seq));
+    let loss = loss.map_err(|e| Error::Data(e.to_string()))?;
+    Ok((loss, target::counted(&targets)))
 }
 
 #[cfg(test)]

@@ -7,22 +7,23 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 
+use crate::chat::ChatEncoder;
 use crate::checkpoint::{BEST, RunFolder, RunState, SavedRun, copy_of_step};
 use crate::config_json;
 use crate::corpus::DataOptions;
-use crate::data::{EncodedText, Input, TokenDataset, check_end_of_text};
+use crate::data::{EncodedText, Input, TokenDataset, check_tokenizer};
 use crate::error::{Error, Result};
 use crate::eval::{Evaluation, evaluate};
 use crate::export;
 use crate::history::{best, norm_limit};
 use crate::init::Masters;
-use crate::memory::{MemoryEstimate, Surroundings};
+use crate::memory::{self, MemoryEstimate, Surroundings};
 use crate::metrics::{MetricsLog, Record};
 use crate::model::{Keep, Model};
 use crate::plot::loss_svg;
 use crate::progress::Progress;
 use crate::ranks::Ranks;
-use crate::sample::{SampleOptions, sample};
+use crate::sample::{Prompt, SampleOptions, sample};
 use crate::settings::Settings;
 use crate::tokenizer::{Parts, Tokenizer, TokenizerKind};
 use crate::trainer::{StepMetrics, Trainer};
@@ -103,7 +104,7 @@ struct Run<'a> {
     folder: RunFolder,
     metrics: MetricsLog,
     fingerprint: String,
-    prompt: String,
+    prompt: Prompt,
     memory: MemoryEstimate,
     progress: &'a mut Progress,
 }
@@ -223,8 +224,8 @@ fn tokenizer(
     };
     let kind = kind.unwrap_or(&DEFAULT_TOKENIZER);
     let read = |see: &mut Parts<'_>| documents.divide(&settings.train, see);
-    let tokenizer = Tokenizer::new(kind, documents.has_many(), read)?;
-    check_end_of_text(&tokenizer, documents.has_many())?;
+    let tokenizer = Tokenizer::new(kind, documents.needs(), read)?;
+    check_tokenizer(&tokenizer, documents.needs())?;
     Ok(tokenizer)
 }
 
@@ -333,9 +334,13 @@ impl<'a> Run<'a> {
         let memory = check_start(ranks, options, (0, &settings), input, &data)?;
         let trainer = trainer(&settings, init, data.train.end_of_text, memory.keep)?;
         let trainer = trainer.shared_by(Arc::clone(ranks));
+        let inherited = init.map(Masters::inherited).transpose()?;
         ranks.wait();
         folder.clear()?;
         folder.save_description(&settings, &tokenizer)?;
+        if let Some(inherited) = inherited {
+            inherited.save(&folder)?;
+        }
         let run = Self::new(
             ranks, trainer, tokenizer, data, folder, input, memory, progress,
         )?;
@@ -375,7 +380,10 @@ impl<'a> Run<'a> {
         memory: MemoryEstimate,
         progress: &'a mut Progress,
     ) -> Result<Self> {
-        let metrics = MetricsLog::open(&folder.file("metrics.jsonl"), trainer.step())?;
+        let mut metrics = MetricsLog::open(&folder.file("metrics.jsonl"), trainer.step())?;
+        if trainer.settings().train.tensorboard {
+            metrics = metrics.with_events(folder.path(), trainer.step())?;
+        }
         let prompt = prompt(&tokenizer, &data.validation)?;
         progress.begin(trainer.settings(), trainer.step(), &data, input.tally());
         Ok(Self {
@@ -402,7 +410,8 @@ impl<'a> Run<'a> {
         let mut last_evaluation = None;
         while self.trainer.step() < train.steps {
             let begun = Instant::now();
-            let limit = norm_limit(self.metrics.records(), train.spike_factor);
+            let quantized = train.lambda(self.trainer.step()).is_none();
+            let limit = norm_limit(self.metrics.records(), train.spike_factor, quantized);
             let limit = self.ranks.share(limit);
             let step = self
                 .trainer
@@ -493,7 +502,7 @@ impl<'a> Run<'a> {
         })?;
         record.val_loss = Some(found.nats_per_token);
         record.val_bits_per_byte = Some(found.bits_per_byte);
-        record.zero_share = Some(model.zero_share());
+        record.zero_share = record.lambda.is_none().then(|| model.zero_share());
         record.tensors = Some(model.tensor_records());
         if train.sample_tokens > 0 {
             let options = SampleOptions {
@@ -503,7 +512,7 @@ impl<'a> Run<'a> {
                 seed: train.seed,
             };
             let text = sample(model, &self.tokenizer, &self.prompt, &options)?;
-            record.sample = Some(format!("{}{text}", self.prompt));
+            record.sample = Some(format!("{}{text}", self.prompt.text));
         }
         Ok(found)
     }
@@ -599,13 +608,26 @@ fn is_due(step: u64, every: u64, steps: u64) -> bool {
     step == steps || (every > 0 && step.is_multiple_of(every))
 }
 
-/// A prompt from the beginning of the validation text.
-fn prompt(tokenizer: &Tokenizer, validation: &EncodedText) -> Result<String> {
+/// A prompt from the beginning of the validation text: the first words of a line, or the end of a
+/// question.
+fn prompt(tokenizer: &Tokenizer, validation: &EncodedText) -> Result<Prompt> {
     let count = validation.tokens.len().min(PROMPT_TOKENS);
     let ids = validation.tokens.read(0, count)?;
+    let marks = validation.mask.read(0, count)?;
+    let before_answer = marks.and_then(|marks| marks.iter().position(|counted| *counted));
+    if let Some(before_answer @ 1..) = before_answer {
+        let first = before_answer.saturating_sub(memory::PROMPT_TOKENS);
+        let ids = ids[first..before_answer].to_vec();
+        return Ok(Prompt {
+            text: tokenizer.decode(&ids)?,
+            ends: ChatEncoder::new(tokenizer)?.end_ids().collect(),
+            ids,
+        });
+    }
     let is_end = |id: &u32| Some(*id) == tokenizer.end_of_text();
     let first = ids.split(is_end).find(|text| !text.is_empty());
-    Ok(first_words(&tokenizer.decode(first.unwrap_or(&ids))?))
+    let text = tokenizer.decode(first.unwrap_or(&ids))?;
+    Prompt::of_text(tokenizer, &first_words(&text))
 }
 
 /// A prompt of three words or less: the beginning of a line of the text, or its first character.
@@ -635,6 +657,7 @@ fn record(step: &StepMetrics, tokens_per_s: f64) -> Record {
         tokens_per_s: tokens_per_s.round(),
         skipped: step.skipped,
         flips: step.flips,
+        lambda: step.lambda,
         ..Record::default()
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::corpus::Passage;
 use crate::rng::{Rng, Stream};
 use crate::settings::TrainSettings;
 
@@ -37,13 +38,17 @@ impl HeldOut {
         }
     }
 
-    /// Training and validation part of document number `index`; either may be empty.
+    /// Training and validation part of document number `index`; either may be empty. Conversations
+    /// are held out whole, whatever the kind.
     #[must_use]
-    pub fn divide<'t>(&self, index: u64, text: &'t str) -> (&'t str, &'t str) {
-        match self.kind {
-            SplitKind::Document if self.holds_out(index) => ("", text),
-            SplitKind::Document => (text, ""),
-            SplitKind::Auto | SplitKind::Tail => split(text, self.fraction),
+    pub fn divide<'t>(&self, index: u64, document: Passage<'t>) -> (Passage<'t>, Passage<'t>) {
+        match (self.kind, document) {
+            (SplitKind::Auto | SplitKind::Tail, Passage::Text(text)) => {
+                let (train, validation) = split(text, self.fraction);
+                (Passage::Text(train), Passage::Text(validation))
+            }
+            _ if self.holds_out(index) => (Passage::NONE, document),
+            _ => (document, Passage::NONE),
         }
     }
 
@@ -88,8 +93,9 @@ mod tests {
         (train.split, train.val_fraction) = (SplitKind::Document, 0.2);
         let places = |train: &TrainSettings| -> Vec<u64> {
             let held_out = HeldOut::new(train);
+            let document = Passage::Text("abc");
             (0..100)
-                .filter(|i| held_out.divide(*i, "abc") == ("", "abc"))
+                .filter(|i| held_out.divide(*i, document) == (Passage::NONE, document))
                 .collect()
         };
         let first = places(&train);

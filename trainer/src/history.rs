@@ -13,13 +13,18 @@ const SKIPS_IN_A_ROW: usize = 3;
 
 /// The gradient norm above which the next step is a spike: `factor` times the median of the last
 /// steps that were taken. `None` where there is no limit yet, or `factor` is 0.
+///
+/// Gradients of a network with quantisers are of another size than those of one without, so steps
+/// before and after they are on are not compared.
 #[must_use]
-pub fn norm_limit(records: &[Record], factor: f64) -> Option<f64> {
-    let skipped = records.iter().rev().take_while(|r| r.skipped).count();
+pub fn norm_limit(records: &[Record], factor: f64, quantized: bool) -> Option<f64> {
+    let alike = |r: &&Record| r.lambda.is_none() == quantized;
+    let alike = || records.iter().rev().take_while(alike);
+    let skipped = alike().take_while(|r| r.skipped).count();
     if factor == 0.0 || skipped >= SKIPS_IN_A_ROW {
         return None;
     }
-    let taken = records.iter().rev().filter(|record| !record.skipped);
+    let taken = alike().filter(|record| !record.skipped);
     let mut norms: Vec<f64> = taken.map(|r| r.grad_norm).take(SPIKE_WINDOW).collect();
     if norms.len() < SPIKE_MIN {
         return None;
@@ -28,10 +33,12 @@ pub fn norm_limit(records: &[Record], factor: f64) -> Option<f64> {
     Some(factor * norms[norms.len() / 2])
 }
 
-/// The evaluation with the lowest loss, and how many came after it.
+/// The evaluation with the lowest loss, and how many came after it. Those of a network whose quantisers
+/// are not yet on say nothing of the one that is to be.
 #[must_use]
 pub fn best(records: &[Record]) -> Option<(&Record, u64)> {
-    let evaluations = records.iter().filter(|record| record.val_loss.is_some());
+    let counts = |record: &&Record| record.val_loss.is_some() && record.lambda.is_none();
+    let evaluations = records.iter().filter(counts);
     evaluations.fold(None, |best, record| match best {
         Some((best, after)) if best_loss(best) <= best_loss(record) => Some((best, after + 1)),
         _ => Some((record, 0)),
@@ -58,16 +65,20 @@ mod tests {
     #[test]
     fn the_limit_follows_the_median_of_steps_taken() {
         let mut records: Vec<_> = (0..15).map(|i| record(i, 2.0, false)).collect();
-        assert_eq!(norm_limit(&records, 5.0), None);
+        assert_eq!(norm_limit(&records, 5.0, true), None);
         records.push(record(15, 900.0, false));
-        assert_eq!(norm_limit(&records, 5.0), Some(10.0));
-        assert_eq!(norm_limit(&records, 0.0), None);
+        assert_eq!(norm_limit(&records, 5.0, true), Some(10.0));
+        assert_eq!(norm_limit(&records, 0.0, true), None);
         records.extend((16..18).map(|i| record(i, 1e6, true)));
-        assert_eq!(norm_limit(&records, 5.0), Some(10.0));
+        assert_eq!(norm_limit(&records, 5.0, true), Some(10.0));
         records.push(record(18, 1e6, true));
-        assert_eq!(norm_limit(&records, 5.0), None);
+        assert_eq!(norm_limit(&records, 5.0, true), None);
         records.push(record(19, 1e6, false));
-        assert_eq!(norm_limit(&records, 5.0), Some(10.0));
+        assert_eq!(norm_limit(&records, 5.0, true), Some(10.0));
+        // Those of a network that is not yet quantised are no measure.
+        assert_eq!(norm_limit(&records, 5.0, false), None);
+        records[10].lambda = Some(0.5);
+        assert_eq!(norm_limit(&records, 5.0, true), None);
     }
 
     #[test]
@@ -84,5 +95,12 @@ mod tests {
         let found = best(&records).map(|(record, after)| (record.step, after));
         assert_eq!(found, Some((2, 2)));
         assert!(best(&records[..1]).is_none());
+        let not_yet = Record {
+            val_loss: Some(1.0),
+            lambda: Some(0.5),
+            ..Record::default()
+        };
+        let all = [&[not_yet], &records[..]].concat();
+        assert_eq!(best(&all).unwrap().0.step, 2);
     }
 }

@@ -14,9 +14,11 @@ use bitnet_converter::rows::{StoredRows, WeightRows};
 use bitnet_converter::{Checkpoint, CheckpointConfig, CheckpointSource};
 use bitnet_formats::{ModelConfig, Preset};
 
+use crate::checkpoint::RunFolder;
 use crate::config_json;
-use crate::data::{Input, check_end_of_text};
+use crate::data::{Input, check_tokenizer};
 use crate::error::{Error, Result};
+use crate::files::write_bytes;
 use crate::keys::KEYS;
 use crate::model::Model;
 use crate::param::{Param, ParamKind};
@@ -31,6 +33,40 @@ const BLOCK_ELEMENTS: usize = 1 << 20;
 const FREE_KEY: &str = "model.max_seq_len";
 /// Vocabularies are padded with unused rows, to a multiple of this at most.
 const VOCABULARY_PADDING: usize = 256;
+
+/// Files that a run keeps from where it starts: what else is known of texts and chats.
+pub const SIDECARS: [&str; 4] = [
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+];
+
+/// What a run keeps besides weights and tokenizer, in memory: the run may replace where it starts.
+#[derive(Clone, Debug)]
+pub struct Inherited {
+    files: Vec<(&'static str, Vec<u8>)>,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+}
+
+impl Inherited {
+    /// Writes the files, and the ids into the `config.json` that is there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Checkpoint`].
+    pub fn save(&self, folder: &RunFolder) -> Result<()> {
+        for (name, bytes) in &self.files {
+            write_bytes(&folder.file(name), bytes)?;
+        }
+        let path = folder.file("config.json");
+        let json = fs::read_to_string(&path).map_err(Error::io(&path, "read"))?;
+        let json = config_json::with_token_ids(&json, self.bos, &self.eos)
+            .map_err(|problem| Error::checkpoint(&path, problem))?;
+        write_bytes(&path, json.as_bytes())
+    }
+}
 
 /// A checkpoint of master weights, opened and checked; the weights are still on disk.
 #[derive(Debug)]
@@ -137,6 +173,26 @@ impl Masters {
         }
     }
 
+    /// What a run from here keeps besides weights and tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn inherited(&self) -> Result<Inherited> {
+        let mut files = Vec::new();
+        for name in SIDECARS {
+            let path = self.checkpoint.dir().join(name);
+            if path.exists() {
+                files.push((name, fs::read(&path).map_err(Error::io(&path, "read"))?));
+            }
+        }
+        Ok(Inherited {
+            files,
+            bos: self.config.bos_token_id,
+            eos: self.config.eos_token_ids.clone(),
+        })
+    }
+
     /// Settings of a run must leave the shape as it is.
     ///
     /// # Errors
@@ -193,7 +249,7 @@ impl Masters {
         };
         self.check_vocabulary(&tokenizer)?;
         if let Input::Documents(documents) = input {
-            check_end_of_text(&tokenizer, documents.has_many())?;
+            check_tokenizer(&tokenizer, documents.needs())?;
         }
         Ok(tokenizer)
     }

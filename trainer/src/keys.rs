@@ -264,6 +264,26 @@ pub const KEYS: &[Key] = &[
         train.quantize,
         "true or false: false trains plain f32, to compare"
     ),
+    key!(
+        "train.dropout",
+        train.dropout,
+        "share of a layer's outputs that are left out while training, in [0, 1)"
+    ),
+    key!(
+        "train.fp_steps",
+        train.fp_steps,
+        "first steps in full precision, before the quantisers are on"
+    ),
+    key!(
+        "train.ramp_steps",
+        train.ramp_steps,
+        "steps after those in which weights go in a line from plain to ternary"
+    ),
+    key!(
+        "train.tensorboard",
+        train.tensorboard,
+        "true or false: event files for tensorboard --logdir"
+    ),
 ];
 
 type SetResult = std::result::Result<(), String>;

@@ -3,8 +3,11 @@
 //! Ternary weights and int8 activations in the forward pass, f32 master weights behind them, and a
 //! hand-written backward pass per layer: no autograd. What `fit` writes is a folder of
 //! safetensors, config.json and tokenizer.json under the public tensor names.
+//!
+//! Unsafe code is in the register tiles of `ops::gemm` and in `ops::simd`, nowhere else.
 #![deny(unsafe_code)]
 
+pub mod chat;
 pub mod checkpoint;
 pub mod cli;
 pub mod config_file;
@@ -13,6 +16,7 @@ pub mod corpus;
 pub mod data;
 pub mod error;
 pub mod eval;
+pub mod events;
 pub mod export;
 pub mod files;
 pub mod fit;
@@ -20,6 +24,7 @@ pub mod held_out;
 pub mod history;
 pub mod init;
 pub mod keys;
+pub mod loss_mask;
 pub mod memory;
 pub mod metrics;
 pub mod model;

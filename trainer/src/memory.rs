@@ -22,7 +22,7 @@ const F64: u64 = 8;
 /// What a program without a text holds, where the system does not say.
 const PROGRAM_BYTES: u64 = 16 << 20;
 /// Tokens of the prompt of a sample, at most; it is a few words.
-const PROMPT_TOKENS: usize = 64;
+pub const PROMPT_TOKENS: usize = 64;
 
 /// Bytes a run will hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,7 +227,16 @@ fn weight_bytes(config: &ModelConfig, train: &TrainSettings, ranks: usize) -> u6
         0
     };
     let rope = config.max_seq_len as u64 * config.rope_dim() as u64;
-    F32 * (4 * config.parameter_count() + ternary + spare + rope)
+    F32 * (4 * config.parameter_count() + spare + rope) + code_bytes(train) * ternary
+}
+
+/// A code takes a byte; without quantisers, be it at the beginning alone, it is the value itself.
+const fn code_bytes(train: &TrainSettings) -> u64 {
+    if train.quantize && train.fp_steps == 0 && train.ramp_steps == 0 {
+        1
+    } else {
+        F32
+    }
 }
 
 fn worker_bytes(
@@ -242,7 +251,13 @@ fn worker_bytes(
     };
     let heads = heads_at_once(config, around.threads, train.batch);
     let len = train.context;
-    let sequence = sequence_bytes(config, len, config.n_layers, tapes, heads);
+    let sequence = sequence_bytes(
+        config,
+        len,
+        code_bytes(train),
+        (config.n_layers, tapes),
+        heads,
+    );
     let grads: u64 = parts(len)
         .map(|p| grads_bytes(config, p.len() as u64))
         .sum();
@@ -255,30 +270,30 @@ fn evaluation_bytes(config: &ModelConfig, train: &TrainSettings, around: &Surrou
     let windows = around.validation_tokens.max(2).div_ceil(train.context);
     let at_once = sequences_at_once(around.threads, len).min(windows);
     let heads = heads_at_once(config, around.threads, at_once);
-    let evaluation = at_once as u64 * sequence_bytes(config, len, 1, 1, heads);
+    let evaluation = at_once as u64 * sequence_bytes(config, len, code_bytes(train), (1, 1), heads);
     let sample = match train.sample_tokens {
         0 => 0,
         tokens => {
             let len = config.max_seq_len.min(tokens + PROMPT_TOKENS);
-            sequence_bytes(config, len, 1, 1, 1)
+            sequence_bytes(config, len, code_bytes(train), (1, 1), 1)
         }
     };
     evaluation.max(sample)
 }
 
-/// A [`Sequence`](crate::model::Sequence).
+/// A [`Sequence`](crate::model::Sequence) that keeps inputs and tapes of so many blocks.
 fn sequence_bytes(
     config: &ModelConfig,
     len: usize,
-    inputs: usize,
-    tapes: usize,
+    code: u64,
+    (inputs, tapes): (usize, usize),
     heads: usize,
 ) -> u64 {
     let (inputs, tapes) = (inputs as u64, tapes as u64);
     let hidden = config.hidden_size as u64;
     let part = |rows: u64| {
         let streams = F32 * rows * hidden * (1 + inputs);
-        streams + tapes * tape_bytes(config, rows) + norm_bytes(rows, hidden)
+        streams + tapes * tape_bytes(config, rows, code) + norm_bytes(rows, hidden, F32)
     };
     let parts: u64 = parts(len).map(|p| part(p.len() as u64)).sum();
     let logits = (head_rows(config, len) * config.vocab_size) as u64;
@@ -287,7 +302,7 @@ fn sequence_bytes(
 }
 
 /// A tape of a block over `rows` positions.
-fn tape_bytes(config: &ModelConfig, rows: u64) -> u64 {
+fn tape_bytes(config: &ModelConfig, rows: u64, code: u64) -> u64 {
     let widths = Widths::of(config);
     let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
     let attention = (widths.q + widths.kv_a + widths.kv_b + widths.heads) as u64;
@@ -298,13 +313,16 @@ fn tape_bytes(config: &ModelConfig, rows: u64) -> u64 {
         widths.latent as u64,
         ffn,
     ];
-    let norms: u64 = norms.iter().map(|width| norm_bytes(rows, *width)).sum();
+    let norms: u64 = norms
+        .iter()
+        .map(|width| norm_bytes(rows, *width, code))
+        .sum();
     F32 * rows * (attention + hidden + 3 * ffn) + norms
 }
 
-/// What a norm leaves: codes, two numbers per position, the gradient of the gain.
-fn norm_bytes(rows: u64, width: u64) -> u64 {
-    F32 * (rows * width + 2 * rows + width)
+/// What a norm leaves: codes of so many bytes, two numbers per position, the gradient of the gain.
+fn norm_bytes(rows: u64, width: u64, code: u64) -> u64 {
+    code * rows * width + F32 * (2 * rows + width)
 }
 
 /// Gradients of a part.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::events::EventLog;
 use crate::files::write_bytes;
 
 /// One step. The fields from `val_loss` on are there at evaluations.
@@ -25,12 +26,16 @@ pub struct Record {
     pub grad_norm: f64,
     /// Training tokens per second, evaluations not counted.
     pub tokens_per_s: f64,
-    /// True if the step was left out as a spike: its gradient changed nothing.
+    /// True if the step was left out and changed nothing: a spike, or windows without an answer (loss
+    /// and norm are then zero).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
     /// Share of the ternary weights that the step changed.
     #[serde(default)]
     pub flips: f64,
+    /// How far the quantisers were on, while they were not: 0 in full precision, then rising to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lambda: Option<f64>,
     /// Loss on the validation text, bits per byte.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_bits_per_byte: Option<f64>,
@@ -63,6 +68,7 @@ pub struct TensorRecord {
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
+    events: Option<EventLog>,
     records: Vec<Record>,
 }
 
@@ -86,8 +92,19 @@ impl MetricsLog {
         Ok(Self {
             path: path.into(),
             file: file.map_err(Error::io(path, "write"))?,
+            events: None,
             records,
         })
+    }
+
+    /// Writes an event file as well, in the folder of a run that has taken `step` steps.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn with_events(mut self, folder: &Path, step: u64) -> Result<Self> {
+        self.events = Some(EventLog::begin(folder, step)?);
+        Ok(self)
     }
 
     /// Adds a record.
@@ -99,6 +116,9 @@ impl MetricsLog {
         let line = line(&self.path, &record)?;
         let written = self.file.write_all(line.as_bytes());
         written.map_err(Error::io(&self.path, "write"))?;
+        if let Some(events) = &mut self.events {
+            events.push(&record)?;
+        }
         self.records.push(record);
         Ok(())
     }

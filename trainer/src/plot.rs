@@ -75,8 +75,11 @@ pub fn loss_svg(records: &[Record], title: &str) -> String {
 
 /// Training losses, at most [`POINTS`], each the mean of its group at the group's last step.
 fn averaged(records: &[Record]) -> Vec<Point> {
+    // A step with nothing to predict has no loss.
+    let has_loss = |r: &&Record| !r.skipped || r.loss > 0.0;
+    let records: Vec<&Record> = records.iter().filter(has_loss).collect();
     let group = records.len().div_ceil(POINTS).max(1);
-    let mean = |group: &[Record]| {
+    let mean = |group: &[&Record]| {
         let sum: f64 = group.iter().map(|r| r.loss).sum();
         (group[group.len() - 1].step as f64, sum / group.len() as f64)
     };

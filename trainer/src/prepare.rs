@@ -5,6 +5,8 @@
 //! | `shards.json` | what the others are; written last, so a folder without it is unfinished |
 //! | `tokenizer.json` | what made the ids |
 //! | `train-00000.bin`, `val-00000.bin`, ... | ids, raw little-endian u16 or u32 |
+//! | `train-loss-00000.bin`, ... | of conversations: a byte per id, 1 where it is learned from, else 0 |
+//! | `tokenizer_config.json` | their template |
 //!
 //! One document is in memory at a time. A tokenizer that learns from the text reads it first.
 
@@ -13,18 +15,23 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::{Corpus, DataOptions, Tally};
-use crate::data::{EncodedText, Fingerprint, Joiner, Tokens, check_end_of_text, settled_split};
+use crate::corpus::{Corpus, DataOptions, Passage, Tally};
+use crate::data::{
+    EncodedText, Fingerprint, Joiner, Tokens, check_tokenizer, marks_of, settled_split,
+};
 use crate::error::{Error, Result};
 use crate::files::write_bytes;
 use crate::held_out::{HeldOut, SplitKind};
+use crate::loss_mask::LossMask;
 use crate::settings::TrainSettings;
 use crate::shards::{IdWidth, SHARD_TOKENS, ShardEntry, ShardWriter, Shards};
-use crate::tokenizer::{Parts, Tokenizer, TokenizerKind};
+use crate::tokenizer::{Needs, Parts, Tokenizer, TokenizerKind};
 
 const INDEX: &str = "shards.json";
 const FORMAT: &str = "bitnet-shards";
 const VERSION: u32 = 1;
+/// Names of the shards of both parts: of their ids, and of the marks that belong to them.
+const PARTS: [[&str; 2]; 2] = [["train", "train-loss"], ["val", "val-loss"]];
 
 /// What `prepare` is asked for.
 #[derive(Clone, Debug)]
@@ -71,6 +78,16 @@ struct Index {
 struct Part {
     text_bytes: u64,
     shards: Vec<ShardEntry>,
+    /// A byte per token, 1 where it is learned from; none if all are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    marks: Vec<ShardEntry>,
+    /// How many are 1.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    counted: u64,
+}
+
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Writes the folder.
@@ -85,9 +102,9 @@ pub fn prepare(options: &PrepareOptions) -> Result<Prepared> {
     let mut train = options.train.clone();
     train.split = settled_split(train.split, corpus.has_documents_to_spare());
     let (tokenizer, learned_from) = learn(&corpus, &options.tokenizer, &train)?;
-    check_end_of_text(&tokenizer, corpus.has_many_documents())?;
+    check_tokenizer(&tokenizer, corpus.needs())?;
     clear(&options.out, options.overwrite)?;
-    let writer = Writer::new(&options.out, &tokenizer, SHARD_TOKENS);
+    let writer = Writer::new(&options.out, &tokenizer, corpus.needs(), SHARD_TOKENS)?;
     let index = writer.write(&corpus, &train, learned_from)?;
     let json = serde_json::to_string_pretty(&index);
     let path = options.out.join(INDEX);
@@ -115,7 +132,7 @@ fn learn(
     train: &TrainSettings,
 ) -> Result<(Tokenizer, Option<Fingerprint>)> {
     let mut fingerprint = None;
-    let tokenizer = Tokenizer::new(kind, corpus.has_many_documents(), |see| {
+    let tokenizer = Tokenizer::new(kind, corpus.needs(), |see| {
         let mut seen = Fingerprint::default();
         divide(corpus, train, &mut seen, see)?;
         fingerprint = Some(seen);
@@ -133,9 +150,9 @@ fn divide(
 ) -> Result<Tally> {
     let held_out = HeldOut::new(train);
     let mut index = 0;
-    corpus.visit(&mut |text| {
-        fingerprint.add(text);
-        let (train, validation) = held_out.divide(index, text);
+    corpus.visit(&mut |document| {
+        fingerprint.add_passage(document.passage());
+        let (train, validation) = held_out.divide(index, document.passage());
         index += 1;
         see(train, validation)
     })
@@ -152,7 +169,7 @@ fn clear(folder: &Path, overwrite: bool) -> Result<()> {
         )));
     }
     let entries = fs::read_dir(folder).map_err(Error::io(folder, "read"))?;
-    let mut old = vec![folder.join(INDEX)];
+    let mut old = vec![folder.join(INDEX), folder.join("tokenizer_config.json")];
     for entry in entries {
         let path = entry.map_err(Error::io(folder, "read"))?.path();
         if is_shard(&path) {
@@ -167,10 +184,11 @@ fn clear(folder: &Path, overwrite: bool) -> Result<()> {
 
 fn is_shard(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
-    name.is_some_and(|name| {
-        let number = ["train-", "val-"].iter().find_map(|p| name.strip_prefix(p));
-        let number = number.and_then(|rest| rest.strip_suffix(".bin"));
-        number.is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()))
+    let name = name.and_then(|name| name.strip_suffix(".bin"));
+    let number = name.and_then(|name| name.rsplit_once('-'));
+    number.is_some_and(|(part, number)| {
+        PARTS.iter().flatten().any(|name| *name == part)
+            && number.bytes().all(|b| b.is_ascii_digit())
     })
 }
 
@@ -178,21 +196,41 @@ fn is_shard(path: &Path) -> bool {
 struct Writer<'t> {
     folder: PathBuf,
     tokenizer: &'t Tokenizer,
-    parts: [(Joiner<'t>, ShardWriter); 2],
+    parts: [PartWriter<'t>; 2],
+}
+
+/// The training or the validation part on its way to disk.
+struct PartWriter<'t> {
+    joiner: Joiner<'t>,
+    tokens: ShardWriter,
+    /// Marks of what is learned from, where there are conversations.
+    marks: Option<ShardWriter>,
+    counted: u64,
 }
 
 impl<'t> Writer<'t> {
-    fn new(folder: &Path, tokenizer: &'t Tokenizer, shard_tokens: u64) -> Self {
+    fn new(
+        folder: &Path,
+        tokenizer: &'t Tokenizer,
+        needs: Needs,
+        shard_tokens: u64,
+    ) -> Result<Self> {
         let width = IdWidth::of(tokenizer.vocab_size());
-        let part = |name| {
-            let shards = ShardWriter::new(folder, name, width, shard_tokens);
-            (Joiner::new(tokenizer), shards)
+        let part = |[tokens, marks]: [&'static str; 2]| {
+            let writer = |name, width| ShardWriter::new(folder, name, width, shard_tokens);
+            Ok(PartWriter {
+                joiner: Joiner::new(tokenizer, needs)?,
+                tokens: writer(tokens, width),
+                marks: needs.turns.then(|| writer(marks, IdWidth::U8)),
+                counted: 0,
+            })
         };
-        Self {
+        let [train, validation] = PARTS.map(part);
+        Ok(Self {
             folder: folder.into(),
             tokenizer,
-            parts: [part("train"), part("val")],
-        }
+            parts: [train?, validation?],
+        })
     }
 
     fn write(
@@ -203,24 +241,24 @@ impl<'t> Writer<'t> {
     ) -> Result<Index> {
         let mut written = Fingerprint::default();
         let tally = divide(corpus, train, &mut written, &mut |train, validation| {
-            for ((joiner, shards), text) in self.parts.iter_mut().zip([train, validation]) {
-                joiner.add(text, &mut |ids| shards.push(ids))?;
-            }
-            Ok(())
+            let [train_part, validation_part] = &mut self.parts;
+            train_part.add(train)?;
+            validation_part.add(validation)
         })?;
         if learned_from.is_some_and(|learned_from| learned_from != written) {
             let message = "--data: the texts changed between the first and the second reading";
             return Err(Error::Data(message.into()));
         }
         let json = self.tokenizer.to_json()?;
-        write_bytes(&self.folder.join("tokenizer.json"), json.as_bytes())?;
-        let [train_part, validation] = self.parts.map(finish);
+        self.tokenizer.save(&self.folder)?;
+        let end_of_text = self.parts[0].joiner.divides();
+        let [train_part, validation] = self.parts.map(PartWriter::finish);
         Ok(Index {
             format: FORMAT.into(),
             version: VERSION,
             id_width: IdWidth::of(self.tokenizer.vocab_size()),
             vocab_size: self.tokenizer.vocab_size(),
-            end_of_text: self.tokenizer.end_of_text(),
+            end_of_text,
             tokenizer_crc32: crc32fast::hash(json.as_bytes()),
             documents: tally.documents,
             empty_documents: tally.empty,
@@ -233,11 +271,36 @@ impl<'t> Writer<'t> {
     }
 }
 
-fn finish((joiner, shards): (Joiner<'_>, ShardWriter)) -> Result<Part> {
-    Ok(Part {
-        text_bytes: joiner.bytes,
-        shards: shards.finish()?,
-    })
+impl PartWriter<'_> {
+    fn add(&mut self, document: Passage<'_>) -> Result<()> {
+        let Self {
+            joiner,
+            tokens,
+            marks,
+            counted: all_counted,
+        } = self;
+        joiner.add(document, &mut |ids, counted| {
+            tokens.push(ids)?;
+            let Some(marks) = marks else {
+                return Ok(());
+            };
+            let of_ids: Vec<u32> = marks_of(ids, counted).map(u32::from).collect();
+            *all_counted += of_ids.iter().map(|mark| u64::from(*mark)).sum::<u64>();
+            marks.push(&of_ids)
+        })
+    }
+
+    fn finish(self) -> Result<Part> {
+        Ok(Part {
+            text_bytes: self.joiner.bytes,
+            shards: self.tokens.finish()?,
+            marks: match self.marks {
+                Some(marks) => marks.finish()?,
+                None => Vec::new(),
+            },
+            counted: self.counted,
+        })
+    }
 }
 
 impl Prepared {
@@ -343,10 +406,26 @@ impl Prepared {
         } = self.index;
         let shards = Shards::open(&self.folder, &part.shards, id_width, vocab_size)?;
         Ok(EncodedText {
+            mask: self.mask(part, &shards)?,
             tokens: Tokens::Shards(shards),
             bytes: part.text_bytes as usize,
             end_of_text: end_of_text.filter(|_| is_divided),
         })
+    }
+
+    fn mask(&self, part: &Part, tokens: &Shards) -> Result<LossMask> {
+        if part.marks.is_empty() {
+            return Ok(LossMask::All);
+        }
+        let marks = Shards::open(&self.folder, &part.marks, IdWidth::U8, 2)?;
+        let (n, of) = (marks.len(), tokens.len());
+        if n != of {
+            let problem =
+                format!("has {n} marks for {of} tokens; run bitnet-trainer prepare again");
+            return Err(Error::checkpoint(&self.folder.join(INDEX), problem));
+        }
+        let counted = part.counted as usize;
+        Ok(LossMask::Shards { marks, counted })
     }
 
     /// What was written, for people.

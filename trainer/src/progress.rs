@@ -104,7 +104,12 @@ impl Progress {
     }
 
     fn evaluation(&self, record: &Record) {
-        if record.skipped {
+        if record.skipped && record.grad_norm == 0.0 {
+            self.say(&format!(
+                "step {}  left out: its windows hold no answer of an assistant",
+                record.step
+            ));
+        } else if record.skipped {
             self.say(&format!(
                 "step {}  left out: the gradient's norm is {:.1}, far above those before",
                 record.step, record.grad_norm
@@ -112,8 +117,12 @@ impl Progress {
         }
         if let (Some(nats), Some(bits)) = (record.val_loss, record.val_bits_per_byte) {
             self.say(&format!(
-                "step {}  validation {nats:.4} nats per token, {bits:.4} bits per byte",
-                record.step
+                "step {}  validation {nats:.4} nats per token, {bits:.4} bits per byte{}",
+                record.step,
+                match record.lambda {
+                    Some(_) => ", quantisers not yet on",
+                    None => "",
+                }
             ));
         }
         if let Some(sample) = &record.sample {

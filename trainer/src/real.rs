@@ -1,7 +1,8 @@
 //! The scalar of the network: f32 to train with, f64 to check gradients with.
 
-use bitnet_formats::quant::{self, NonFinite};
-use ndarray::NdFloat;
+use ndarray::{ArrayViewMut2, NdFloat};
+
+use crate::ops::gemm::{self, ExactProduct, Product};
 
 /// A float the network can be built over.
 ///
@@ -20,12 +21,11 @@ pub trait Real: NdFloat + Default {
     /// `e^self` for `self <= 0`, written so that a loop over a row vectorises.
     fn exp_negative(self) -> Self;
 
-    /// Replaces a token by its int8 codes and returns the activation scale.
-    ///
-    /// # Errors
-    ///
-    /// [`NonFinite`] if any value is infinite or NaN.
-    fn quantize_token(row: &mut [Self]) -> Result<f32, NonFinite>;
+    /// `c = alpha * a . b + beta * c`; see [`Product`].
+    fn product(product: &Product<'_, Self>, c: ArrayViewMut2<'_, Self>);
+
+    /// Int8 tokens times ternary rows; see [`ExactProduct`].
+    fn exact_product(product: &ExactProduct<'_>, y: ArrayViewMut2<'_, Self>);
 
     /// The value nearest to `x`; exact for f32 and for every integer code.
     fn from_f32(x: f32) -> Self {
@@ -66,12 +66,12 @@ impl Real for f32 {
         p * power
     }
 
-    fn quantize_token(row: &mut [Self]) -> Result<f32, NonFinite> {
-        let scale = quant::activation_scale(quant::absmax(row)?);
-        for x in row {
-            *x = f32::from(quant::activation_code(*x, scale));
-        }
-        Ok(scale)
+    fn product(product: &Product<'_, Self>, c: ArrayViewMut2<'_, Self>) {
+        gemm::product_f32(product, c);
+    }
+
+    fn exact_product(product: &ExactProduct<'_>, y: ArrayViewMut2<'_, Self>) {
+        gemm::exact_product_f32(product, y);
     }
 }
 
@@ -92,13 +92,12 @@ impl Real for f64 {
         self.exp()
     }
 
-    fn quantize_token(row: &mut [Self]) -> Result<f32, NonFinite> {
-        let mut narrow: Vec<f32> = row.iter().map(|x| x.narrow()).collect();
-        let scale = f32::quantize_token(&mut narrow)?;
-        for (x, code) in row.iter_mut().zip(narrow) {
-            *x = Self::from(code);
-        }
-        Ok(scale)
+    fn product(product: &Product<'_, Self>, c: ArrayViewMut2<'_, Self>) {
+        gemm::reference::product(product, c);
+    }
+
+    fn exact_product(product: &ExactProduct<'_>, y: ArrayViewMut2<'_, Self>) {
+        gemm::reference::exact_product(product, y);
     }
 }
 
@@ -117,19 +116,5 @@ mod tests {
         assert!(worst < 2.5e-7, "relative error {worst:e}");
         assert_eq!(0.0f32.exp_negative(), 1.0);
         assert!(f32::NEG_INFINITY.exp_negative() < 2e-38);
-    }
-
-    #[test]
-    fn both_widths_quantise_alike() {
-        let mut narrow = [0.1f32, -2.0, 1.3, 0.0];
-        let mut wide = narrow.map(f64::from);
-        let scales = (
-            f32::quantize_token(&mut narrow),
-            f64::quantize_token(&mut wide),
-        );
-        assert_eq!(scales.0, scales.1);
-        assert_eq!(narrow.map(f64::from), wide);
-        assert_eq!(narrow[1], -127.0);
-        assert_eq!(f32::quantize_token(&mut [f32::NAN]), Err(NonFinite));
     }
 }

@@ -84,6 +84,23 @@ mod tests {
         assert!(error.contains("the nearest is b158"), "{error}");
     }
 
+    /// The reference run: 2e-4 in a line to nothing, warmed up over 375 steps where there are enough.
+    #[test]
+    fn mission_is_the_reference_run() {
+        let mut settings = Settings::preset(Preset::BitNet700m);
+        Recipe::Mission.apply(&mut settings.train);
+        let train = &settings.train;
+        assert_eq!((train.steps, train.warmup), (100_000, 375));
+        assert_eq!((train.beta1, train.beta2), (0.9, 0.95));
+        let schedule = train.lr_schedule();
+        assert_eq!(
+            (schedule.lr(375), schedule.weight_decay(99_999)),
+            (2e-4, 0.1)
+        );
+        assert!((schedule.lr(50_187) - 1e-4).abs() < 2e-9);
+        assert!(schedule.lr(99_999) < 1e-8);
+    }
+
     /// The two lines of the published recipe, and the decay that ends with the first.
     #[test]
     fn b158_has_two_stages() {

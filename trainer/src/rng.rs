@@ -17,6 +17,8 @@ pub enum Stream {
     Order = 4,
     /// Documents that validate, indexed by group.
     HeldOut = 5,
+    /// Features left out, indexed by sequence, and by layer and position.
+    Dropout = 6,
 }
 
 /// SplitMix64 (Steele, Lea and Flood 2014): a counter and a mixing function.

@@ -1,6 +1,7 @@
 //! Text from a model, to see what it has learned. The runtime is what runs models fast; this
 //! computes every position again for each token.
 
+use crate::chat::{ChatEncoder, Conversation};
 use crate::error::{Error, Result};
 use crate::model::{Model, Sequence};
 use crate::rng::{Rng, Stream};
@@ -19,25 +20,70 @@ pub struct SampleOptions {
     pub seed: u64,
 }
 
-/// The continuation of `prompt`, without it.
+/// What a model continues.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// Its ids; at least one.
+    pub ids: Vec<u32>,
+    /// As it is shown.
+    pub text: String,
+    /// Ids that end the continuation.
+    pub ends: Vec<u32>,
+}
+
+impl Prompt {
+    /// A text. Its continuation ends where a text ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode`]; [`Error::Data`] for a prompt of no tokens.
+    pub fn of_text(tokenizer: &Tokenizer, text: &str) -> Result<Self> {
+        let ids = tokenizer.encode(text)?;
+        if ids.is_empty() {
+            let message = "the prompt has no tokens; give at least one character";
+            return Err(Error::Data(message.into()));
+        }
+        Ok(Self {
+            ids,
+            text: text.into(),
+            ends: tokenizer.end_of_text().into_iter().collect(),
+        })
+    }
+
+    /// A question, written by the chat template.
+    ///
+    /// # Errors
+    ///
+    /// As [`ChatEncoder::new`] and [`ChatEncoder::prompt`].
+    pub fn of_question(
+        tokenizer: &Tokenizer,
+        system: Option<&str>,
+        question: &str,
+    ) -> Result<Self> {
+        let chat = ChatEncoder::new(tokenizer)?;
+        let ids = chat.prompt(&Conversation::question(system, question))?;
+        Ok(Self {
+            text: tokenizer.decode(&ids)?,
+            ends: chat.end_ids().chain(tokenizer.end_of_text()).collect(),
+            ids,
+        })
+    }
+}
+
+/// The continuation of `prompt`, without it and without what ends it.
 ///
 /// Past `max_seq_len` tokens the model sees the last `max_seq_len`.
 ///
 /// # Errors
 ///
-/// [`Error::Data`] for a prompt of no tokens, or if an activation is not finite.
+/// [`Error::Data`] if an activation is not finite.
 pub fn sample(
     model: &Model<f32>,
     tokenizer: &Tokenizer,
-    prompt: &str,
+    prompt: &Prompt,
     options: &SampleOptions,
 ) -> Result<String> {
-    let mut ids = tokenizer.encode(prompt)?;
-    if ids.is_empty() {
-        let message = "the prompt has no tokens; give at least one character";
-        return Err(Error::Data(message.into()));
-    }
-    let prompt_tokens = ids.len();
+    let mut ids = prompt.ids.clone();
     let mut rng = Rng::new(options.seed, Stream::Sample, 0);
     for _ in 0..options.max_tokens {
         let seen = &ids[ids.len().saturating_sub(model.config().max_seq_len)..];
@@ -48,9 +94,13 @@ pub fn sample(
         if logits.iter().any(|x| !x.is_finite()) {
             return Err(Error::Data("a logit is infinite or not a number".into()));
         }
-        ids.push(choose(logits, options, &mut rng));
+        let next = choose(logits, options, &mut rng);
+        if prompt.ends.contains(&next) {
+            break;
+        }
+        ids.push(next);
     }
-    tokenizer.decode(&ids[prompt_tokens..])
+    tokenizer.decode(&ids[prompt.ids.len()..])
 }
 
 /// One token id. Equal logits go to the lower id.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::held_out::SplitKind;
+use crate::ops::ramp::Quantizers;
 use crate::schedule::{LrSchedule, ScheduleKind};
 
 /// Everything that decides what a run computes, apart from the text.
@@ -87,6 +88,18 @@ pub struct TrainSettings {
     pub sample_tokens: usize,
     /// False trains the same network without quantisers, for comparison.
     pub quantize: bool,
+    /// Share of the features of a layer's output that are left out; 0 for none.
+    #[serde(default)]
+    pub dropout: f64,
+    /// First steps, in full precision.
+    #[serde(default)]
+    pub fp_steps: u64,
+    /// Steps after those in which the ternary weights are turned up.
+    #[serde(default)]
+    pub ramp_steps: u64,
+    /// True to write event files for TensorBoard.
+    #[serde(default)]
+    pub tensorboard: bool,
 }
 
 /// Order of the windows of a text.
@@ -149,6 +162,10 @@ impl Settings {
             checkpoint_activations: CheckpointActivations::Auto,
             sample_tokens: 48,
             quantize: true,
+            dropout: 0.0,
+            fp_steps: 0,
+            ramp_steps: 0,
+            tensorboard: true,
         };
         let train = match preset {
             Preset::Nano => recipe(2_000, 8, 256, 3e-3),
@@ -238,9 +255,54 @@ impl TrainSettings {
         let factor = self.spike_factor;
         let fits = factor == 0.0 || (factor > 1.0 && factor.is_finite());
         check("train.spike_factor", factor, fits, "0 or above 1")?;
+        let dropout = self.dropout;
+        check(
+            "train.dropout",
+            dropout,
+            (0.0..1.0).contains(&dropout),
+            "in [0, 1)",
+        )?;
+        self.validate_start()?;
         let fraction = self.val_fraction;
         let fits = fraction > 0.0 && fraction < 1.0;
         check("train.val_fraction", fraction, fits, "between 0 and 1")
+    }
+
+    /// A run that never got to its quantisers would not have trained a ternary model.
+    fn validate_start(&self) -> Result<()> {
+        let (fp, ramp, steps) = (self.fp_steps, self.ramp_steps, self.steps);
+        let bad = |message: String| Err(Error::Usage(message));
+        if fp == 0 && ramp == 0 {
+            return Ok(());
+        }
+        if !self.quantize {
+            let message = "train.fp_steps and train.ramp_steps lead to quantisers, but train.quantize \
+                           is false; leave out one or the other";
+            return bad(message.into());
+        }
+        match fp.checked_add(ramp) {
+            Some(before) if before < steps => Ok(()),
+            _ => bad(format!(
+                "train.fp_steps is {fp} and train.ramp_steps {ramp}; together they must be below \
+                 train.steps, {steps}, for the model to be trained as it will be used"
+            )),
+        }
+    }
+
+    /// Which quantisers step `step`, from 0, is taken with.
+    #[must_use]
+    pub fn quantizers(&self, step: u64) -> Quantizers {
+        match self.quantize {
+            true => Quantizers::of_step(step, self.fp_steps, self.ramp_steps),
+            false => Quantizers::Off,
+        }
+    }
+
+    /// How far the quantisers are on in a step; `None` where they are, and in a run without any.
+    #[must_use]
+    pub fn lambda(&self, step: u64) -> Option<f64> {
+        let lambda = self.quantizers(step).lambda();
+        (self.quantize && lambda < 1.0).then(|| f64::from(lambda))
     }
 
     /// Learning rate and weight decay by step.
@@ -298,7 +360,7 @@ mod tests {
     #[test]
     fn each_setting_has_a_range() {
         type Change = fn(&mut TrainSettings);
-        let cases: [(&str, Change); 9] = [
+        let cases: [(&str, Change); 13] = [
             ("train.steps", |t| t.steps = 0),
             ("train.batch", |t| t.batch = 0),
             ("train.lr", |t| t.lr = f64::NAN),
@@ -308,6 +370,10 @@ mod tests {
             ("train.stage2_lr", |t| t.stage2_lr = 9.0),
             ("train.val_fraction", |t| t.val_fraction = 1.0),
             ("train.spike_factor", |t| t.spike_factor = 0.5),
+            ("train.dropout", |t| t.dropout = 1.0),
+            ("train.fp_steps", |t| t.fp_steps = t.steps),
+            ("train.fp_steps", |t| t.ramp_steps = u64::MAX),
+            ("train.fp_steps", |t| (t.fp_steps, t.quantize) = (1, false)),
         ];
         for (key, change) in cases {
             let mut settings = Settings::preset(Preset::Nano);

@@ -19,6 +19,8 @@ pub const SHARD_TOKENS: u64 = 1 << 28;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdWidth {
+    /// One byte: not for ids but for marks, 0 or 1.
+    U8,
     /// Two bytes, for vocabularies up to 65536.
     U16,
     /// Four bytes.
@@ -37,6 +39,7 @@ impl IdWidth {
 
     const fn bytes(self) -> usize {
         match self {
+            Self::U8 => 1,
             Self::U16 => 2,
             Self::U32 => 4,
         }
@@ -325,9 +328,10 @@ mod tests {
 
     #[test]
     fn every_range_reads_back_across_files() {
-        for width in [IdWidth::U16, IdWidth::U32] {
+        for width in [IdWidth::U8, IdWidth::U16, IdWidth::U32] {
             let folder = tempfile::tempdir().unwrap();
-            let ids: Vec<u32> = (0..35).map(|i| i * 1000).collect();
+            let step = if width == IdWidth::U8 { 7 } else { 1000 };
+            let ids: Vec<u32> = (0..35).map(|i| i * step).collect();
             let entries = written(folder.path(), width, &ids);
             let lengths: Vec<_> = entries.iter().map(|entry| entry.tokens).collect();
             assert_eq!(lengths, [10, 10, 10, 5]);

@@ -2,6 +2,7 @@
 
 use ndarray::Array2;
 
+use crate::ops::simd::vectorized;
 use crate::real::Real;
 
 /// A matrix of zeros.
@@ -14,6 +15,7 @@ pub fn zeros<T: Real>(rows: usize, cols: usize) -> Array2<T> {
 /// # Panics
 ///
 /// If the array was built in another order; none in this crate is.
+#[inline(always)]
 pub fn flat<T>(a: &Array2<T>) -> &[T] {
     a.as_slice().expect("owned matrices are row-major")
 }
@@ -23,17 +25,20 @@ pub fn flat<T>(a: &Array2<T>) -> &[T] {
 /// # Panics
 ///
 /// As [`flat`].
+#[inline(always)]
 pub fn flat_mut<T>(a: &mut Array2<T>) -> &mut [T] {
     a.as_slice_mut().expect("owned matrices are row-major")
 }
 
 /// Row `i`.
+#[inline(always)]
 pub fn row<T>(a: &Array2<T>, i: usize) -> &[T] {
     let cols = a.ncols();
     &flat(a)[i * cols..(i + 1) * cols]
 }
 
 /// Row `i`, to write.
+#[inline(always)]
 pub fn row_mut<T>(a: &mut Array2<T>, i: usize) -> &mut [T] {
     let cols = a.ncols();
     &mut flat_mut(a)[i * cols..(i + 1) * cols]
@@ -41,9 +46,11 @@ pub fn row_mut<T>(a: &mut Array2<T>, i: usize) -> &mut [T] {
 
 /// `y += x`, element by element.
 pub fn add<T: Real>(y: &mut Array2<T>, x: &Array2<T>) {
-    for (y, x) in flat_mut(y).iter_mut().zip(flat(x)) {
-        *y += *x;
-    }
+    vectorized!({
+        for (y, x) in flat_mut(y).iter_mut().zip(flat(x)) {
+            *y += *x;
+        }
+    });
 }
 
 /// `y = x`, of equal shapes.

@@ -4,6 +4,7 @@
 //! decodes byte for byte. The ones made here add no begin or end tokens.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::mpsc::sync_channel;
@@ -14,7 +15,10 @@ use tokenizers::models::TrainerWrapper;
 use tokenizers::models::bpe::BpeTrainerBuilder;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+use crate::chat::{ChatFormat, TURN_TOKENS};
+use crate::corpus::Passage;
 use crate::error::{Error, Result};
+use crate::files::write_bytes;
 
 /// What the tokenizers made here write between texts, where there are several.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -27,8 +31,8 @@ const WORD_BYTES: usize = 4096;
 /// Texts in memory while a vocabulary is learned.
 const TEXTS_AHEAD: usize = 4;
 
-/// Hears of the training and the validation part of every text.
-pub type Parts<'p> = dyn FnMut(&str, &str) -> Result<()> + 'p;
+/// Hears of the training and the validation part of every document.
+pub type Parts<'p> = dyn FnMut(Passage<'_>, Passage<'_>) -> Result<()> + 'p;
 
 /// Which tokenizer to use, as `--tokenizer` spells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,46 +74,64 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// True if decoding gives back every byte of any text it can encode.
     lossless: bool,
+    /// How conversations are written, where that is known.
+    chat: Option<ChatFormat>,
+}
+
+/// What a tokenizer that is made here has to tell apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// One text from the next.
+    pub end_of_text: bool,
+    /// One message from the next.
+    pub turns: bool,
+}
+
+impl Needs {
+    fn tokens(self) -> Vec<AddedToken> {
+        let end = self.end_of_text.then_some(END_OF_TEXT);
+        let turns = self.turns.then_some(TURN_TOKENS);
+        let names = end.into_iter().chain(turns.into_iter().flatten());
+        names.map(|name| AddedToken::from(name, true)).collect()
+    }
 }
 
 impl Tokenizer {
     /// The tokenizer of this kind.
     ///
-    /// `read` calls its argument with the training and the validation part of every text: BPE learns
-    /// from the first, characters come from both. A tokenizer made here has an id for
-    /// [`END_OF_TEXT`] if `has_many_texts`.
+    /// `read` calls its argument with the training and the validation part of every document: BPE
+    /// learns from the first, characters come from both. A tokenizer made here has ids for what it
+    /// `needs`: [`END_OF_TEXT`], and [`TURN_TOKENS`] with the template that uses them.
     ///
     /// # Errors
     ///
     /// [`Error::Tokenizer`] or [`Error::Io`] if it cannot be made or read, and what `read` returns.
     pub fn new(
         kind: &TokenizerKind,
-        has_many_texts: bool,
+        needs: Needs,
         read: impl FnOnce(&mut Parts<'_>) -> Result<()> + Send,
     ) -> Result<Self> {
-        match kind {
-            TokenizerKind::Bpe(size) => learn_bpe(*size, has_many_texts, read),
-            TokenizerKind::Byte => Self::from_json(&byte_json(), has_many_texts),
-            TokenizerKind::Char => {
-                let mut distinct = BTreeSet::new();
-                read(&mut |train, validation| {
-                    distinct.extend(train.chars().chain(validation.chars()));
-                    Ok(())
-                })?;
-                Self::from_json(&char_json(distinct), has_many_texts)
-            }
-            TokenizerKind::File(path) => Self::from_file(path),
-        }
+        let mut made = match kind {
+            TokenizerKind::Bpe(size) => learn_bpe(*size, needs, read)?,
+            TokenizerKind::Byte => Self::from_json(&byte_json(), needs)?,
+            TokenizerKind::Char => Self::from_json(&char_json(distinct(read)?), needs)?,
+            TokenizerKind::File(path) => return Self::from_file(path),
+        };
+        made.chat = needs.turns.then(ChatFormat::own);
+        Ok(made)
     }
 
-    /// Reads a `tokenizer.json`.
+    /// Reads a `tokenizer.json`, and the chat template beside it.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] or [`Error::Checkpoint`], naming the file.
+    /// [`Error::Io`], [`Error::Checkpoint`] or [`Error::Sidecar`], naming the file.
     pub fn from_file(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path, "read"))?;
-        Self::from_bytes(&bytes).map_err(|e| Error::checkpoint(path, e.to_string()))
+        let read = Self::from_bytes(&bytes);
+        let mut read = read.map_err(|e| Error::checkpoint(path, e.to_string()))?;
+        read.chat = ChatFormat::in_folder(path.parent().unwrap_or(Path::new("")))?;
+        Ok(read)
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self> {
@@ -118,12 +140,10 @@ impl Tokenizer {
         Ok(Self::wrap(inner))
     }
 
-    fn from_json(json: &Value, has_many_texts: bool) -> Result<Self> {
+    fn from_json(json: &Value, needs: Needs) -> Result<Self> {
         let mut made = Self::from_bytes(json.to_string().as_bytes())?;
-        if has_many_texts {
-            let token = AddedToken::from(END_OF_TEXT, true);
-            made.inner.add_special_tokens([token]).map_err(other)?;
-        }
+        let added = made.inner.add_special_tokens(needs.tokens());
+        added.map_err(other)?;
         Ok(made)
     }
 
@@ -133,7 +153,39 @@ impl Tokenizer {
         use tokenizers::DecoderWrapper::{ByteLevel, Fuse};
         let exact = matches!(inner.get_decoder(), Some(ByteLevel(_) | Fuse(_)));
         let lossless = exact && inner.get_normalizer().is_none();
-        Self { inner, lossless }
+        Self {
+            inner,
+            lossless,
+            chat: None,
+        }
+    }
+
+    /// How conversations are written, where that is known.
+    #[must_use]
+    pub const fn chat(&self) -> Option<&ChatFormat> {
+        self.chat.as_ref()
+    }
+
+    /// The same tokenizer, but for the names of special tokens, which it reads as these tokens.
+    #[must_use]
+    pub fn naming_special_tokens(&self) -> Self {
+        let mut naming = self.clone();
+        naming.inner.set_encode_special_tokens(false);
+        naming
+    }
+
+    /// True if the id is a special token's.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        let added = self.inner.get_added_vocabulary();
+        let name = added.simple_id_to_token(id);
+        name.is_some_and(|name| added.is_special_token(&name))
+    }
+
+    /// The name of an id.
+    #[must_use]
+    pub fn name_of(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     /// The `tokenizer.json`, the same bytes for the same tokenizer.
@@ -143,6 +195,22 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] if it cannot be written as JSON.
     pub fn to_json(&self) -> Result<String> {
         self.inner.to_string(true).map_err(other)
+    }
+
+    /// Writes `tokenizer.json`, and `tokenizer_config.json` where there is a chat template.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::to_json`]; [`Error::Io`].
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        write_bytes(&folder.join("tokenizer.json"), self.to_json()?.as_bytes())?;
+        match &self.chat {
+            Some(chat) => {
+                let path = folder.join("tokenizer_config.json");
+                write_bytes(&path, chat.to_json().as_bytes())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Number of ids, added tokens included.
@@ -194,6 +262,23 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// As [`Tokenizer::encode`], each id with the bytes of the text it comes from.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let encoding = self.inner.encode(text, false).map_err(other)?;
+        if self.lossless {
+            self.check_round_trip(text, encoding.get_ids())?;
+        }
+        let ranges = encoding
+            .get_offsets()
+            .iter()
+            .map(|(start, end)| *start..*end);
+        Ok(encoding.get_ids().iter().copied().zip(ranges).collect())
+    }
+
     /// The text of `ids`. Bytes that are no UTF-8 become U+FFFD.
     ///
     /// # Errors
@@ -229,10 +314,22 @@ fn byte_level(use_regex: bool) -> ByteLevel {
     ByteLevel::new(false, false, use_regex)
 }
 
+/// The characters of a corpus.
+fn distinct(read: impl FnOnce(&mut Parts<'_>) -> Result<()>) -> Result<BTreeSet<char>> {
+    let mut distinct = BTreeSet::new();
+    read(&mut |train, validation| {
+        for part in [train, validation] {
+            distinct.extend(part.plain_text().chars());
+        }
+        Ok(())
+    })?;
+    Ok(distinct)
+}
+
 /// Texts go through a channel: they may be too many for memory, and the trainer takes an iterator.
 fn learn_bpe(
     size: usize,
-    has_many_texts: bool,
+    needs: Needs,
     read: impl FnOnce(&mut Parts<'_>) -> Result<()> + Send,
 ) -> Result<Tokenizer> {
     let (send, receive) = sync_channel::<String>(TEXTS_AHEAD);
@@ -240,11 +337,12 @@ fn learn_bpe(
         let reader = scope.spawn(move || {
             // A receiver that is gone has met an error, which is the one to report.
             read(&mut |train, _| {
-                break_long_words(train).for_each(|part| drop(send.send(part.to_owned())));
+                let text = train.plain_text();
+                break_long_words(&text).for_each(|part| drop(send.send(part.to_owned())));
                 Ok(())
             })
         });
-        let learned = train_bpe(size, has_many_texts, receive.into_iter());
+        let learned = train_bpe(size, needs, receive.into_iter());
         reader.join().expect("reading does not panic")?;
         learned
     })
@@ -252,18 +350,17 @@ fn learn_bpe(
 
 fn train_bpe(
     size: usize,
-    has_many_texts: bool,
+    needs: Needs,
     texts: impl Iterator<Item = String> + Send,
 ) -> Result<Tokenizer> {
     let mut inner = tokenizers::Tokenizer::new(tokenizers::models::bpe::BPE::default());
     inner
         .with_pre_tokenizer(Some(byte_level(true)))
         .with_decoder(Some(byte_level(true)));
-    let special = has_many_texts.then(|| AddedToken::from(END_OF_TEXT, true));
     let trainer = BpeTrainerBuilder::new()
         .vocab_size(size)
         .show_progress(false)
-        .special_tokens(special.into_iter().collect())
+        .special_tokens(needs.tokens())
         .initial_alphabet((0..=255).map(byte_char).collect())
         .build();
     let mut trainer = TrainerWrapper::from(trainer);
@@ -357,7 +454,8 @@ mod tests {
         "It is a truth, universally\n\n acknowledged: naïve — 東京 \u{1f600}\r\n\tx  y ";
 
     fn make(kind: &str, text: &str) -> Tokenizer {
-        Tokenizer::new(&kind.parse().unwrap(), false, |see| see(text, "")).unwrap()
+        let read = |see: &mut Parts<'_>| see(Passage::Text(text), Passage::NONE);
+        Tokenizer::new(&kind.parse().unwrap(), Needs::default(), read).unwrap()
     }
 
     #[test]
@@ -445,10 +543,16 @@ mod tests {
         for (kind, size) in [("bpe:300", 300), ("byte", 257), ("char", 15)] {
             let text = "<|endoftext|> and more";
             let kind = kind.parse().unwrap();
-            let read = |see: &mut Parts<'_>| [text; 9].iter().try_for_each(|t| see(t, ""));
-            let one = Tokenizer::new(&kind, false, read).unwrap();
+            let nine = [Passage::Text(text); 9];
+            let read =
+                |see: &mut Parts<'_>| nine.iter().try_for_each(|text| see(*text, Passage::NONE));
+            let one = Tokenizer::new(&kind, Needs::default(), read).unwrap();
             assert_eq!(one.end_of_text(), None);
-            let many = Tokenizer::new(&kind, true, read).unwrap();
+            let needs = Needs {
+                end_of_text: true,
+                turns: false,
+            };
+            let many = Tokenizer::new(&kind, needs, read).unwrap();
             let json = many.to_json().unwrap();
             let again = Tokenizer::from_bytes(json.as_bytes()).unwrap();
             for tokenizer in [&many, &again] {
@@ -465,10 +569,10 @@ mod tests {
     #[test]
     fn an_error_while_reading_is_the_error() {
         let read = |see: &mut Parts<'_>| {
-            see("some text", "")?;
+            see(Passage::Text("some text"), Passage::NONE)?;
             Err(Error::Data("the disk is gone".into()))
         };
-        let error = Tokenizer::new(&TokenizerKind::Bpe(300), false, read).unwrap_err();
+        let error = Tokenizer::new(&TokenizerKind::Bpe(300), Needs::default(), read).unwrap_err();
         assert_eq!(error.to_string(), "the disk is gone");
     }
 

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::memory::heads_at_once;
 use crate::model::gradient::Worker;
 use crate::model::{Keep, Model};
+use crate::ops::dropout::Dropout;
 use crate::optim::{AdamW, clip_factor, global_norm};
 use crate::ranks::Ranks;
 use crate::settings::Settings;
@@ -37,10 +38,12 @@ pub struct StepMetrics {
     pub lr: f64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// True if that was above the limit, and the gradient was not used.
+    /// True if that was above the limit, or there was nothing to predict: nothing was updated.
     pub skipped: bool,
-    /// Share of the ternary weights that changed.
+    /// Share of the ternary weights that changed; 0 until the quantisers are on.
     pub flips: f64,
+    /// How far the quantisers were on, below 1; `None` once they are.
+    pub lambda: Option<f64>,
 }
 
 impl Trainer {
@@ -138,7 +141,8 @@ impl Trainer {
     }
 
     /// Takes one step on the current rayon pool: gradients over all micro-batches, clip, update. Where
-    /// the norm of the gradient is above `norm_limit`, nothing is updated and the step is over.
+    /// the norm of the gradient is above `norm_limit`, or the step's windows hold nothing to predict,
+    /// nothing is updated and the step is over.
     ///
     /// # Errors
     ///
@@ -156,7 +160,10 @@ impl Trainer {
             what,
             out: out.into(),
         };
-        let loss = self.gradient(data, &non_finite)?;
+        let train = &self.settings.train;
+        self.model.set_quantizers(train.quantizers(self.step));
+        let targets = data.counted_targets(&self.settings.train, self.step)?;
+        let loss = self.gradient(data, targets, &non_finite)?;
         let grad_norm = global_norm(&self.model);
         if !grad_norm.is_finite() {
             let what = format!("the norm of the gradient is {grad_norm}");
@@ -165,7 +172,7 @@ impl Trainer {
         let train = &self.settings.train;
         let schedule = train.lr_schedule();
         let (lr, decay) = (schedule.lr(self.step), schedule.weight_decay(self.step));
-        let skipped = norm_limit.is_some_and(|limit| grad_norm > limit);
+        let skipped = targets == 0 || norm_limit.is_some_and(|limit| grad_norm > limit);
         if !skipped {
             let clip = clip_factor(grad_norm, train.clip);
             self.adam.step(&mut self.model, self.step, lr, decay, clip);
@@ -178,6 +185,7 @@ impl Trainer {
             lr,
             grad_norm,
             skipped,
+            lambda: train.lambda(self.step - 1),
             flips: if skipped {
                 0.0
             } else {
@@ -186,21 +194,28 @@ impl Trainer {
         })
     }
 
-    /// Gradient of the mean loss over the step's micro-batches; returns that mean.
+    /// Gradient of the mean loss over all tokens the step predicts, whichever micro-batch they are in;
+    /// returns that mean.
     fn gradient(
         &mut self,
         data: &TokenDataset,
+        targets: usize,
         non_finite: &dyn Fn(String) -> Error,
     ) -> Result<f64> {
         let train = &self.settings.train;
-        let tokens = train.tokens_per_step() as f64;
+        let tokens = targets.max(1) as f64;
         let weight = (1.0 / tokens) as f32;
         let (n, rank) = (self.ranks.count() as u64, self.ranks.rank() as u64);
         let rounds = self.ranks.rounds(train.accumulation)?;
         let first = self.step * train.accumulation as u64;
         let mut losses = Vec::with_capacity(rounds);
         for round in 0..rounds {
-            let batch = data.batch(train, first + round as u64 * n + rank)?;
+            let index = first + round as u64 * n + rank;
+            let batch = data.batch(train, index)?;
+            for (i, worker) in (0..).zip(&mut self.workers) {
+                let sequence = index * train.batch as u64 + i;
+                worker.set_dropout(Dropout::new(train.dropout, train.seed, sequence));
+            }
             self.ranks.begin_round(round, &mut self.model);
             let loss = self
                 .model

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bitnet_trainer::checkpoint::RunFolder;
-use bitnet_trainer::corpus::DataOptions;
+use bitnet_trainer::corpus::{DataOptions, Passage};
 use bitnet_trainer::error::{Error, Result};
 use bitnet_trainer::eval::evaluate;
 use bitnet_trainer::fit::{FitOptions, Outcome, Start, fit};
@@ -17,7 +17,7 @@ use bitnet_trainer::progress::Progress;
 use bitnet_trainer::settings::Settings;
 use bitnet_trainer::tensor::flat;
 use bitnet_trainer::tensor_file::{self, Named};
-use bitnet_trainer::tokenizer::{Tokenizer, TokenizerKind};
+use bitnet_trainer::tokenizer::{Needs, Parts, Tokenizer, TokenizerKind};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -82,7 +82,8 @@ impl Place {
         let text: String = (0..4000u32)
             .map(|i| format!("{} ", i * 7919 % 9973))
             .collect();
-        let made = Tokenizer::new(&TokenizerKind::Bpe(ids), false, |see| see(&text, "")).unwrap();
+        let read = |see: &mut Parts<'_>| see(Passage::Text(&text), Passage::NONE);
+        let made = Tokenizer::new(&TokenizerKind::Bpe(ids), Needs::default(), read).unwrap();
         assert_eq!(made.vocab_size(), ids);
         let path = self.path(&format!("tokenizer-{ids}.json"));
         fs::write(&path, made.to_json().unwrap()).unwrap();
@@ -269,6 +270,34 @@ fn a_run_may_replace_its_own_start() {
     }
     place.fit("run", start, Some(0)).unwrap();
     assert!(before == fs::read(place.path("run/model.safetensors")).unwrap());
+}
+
+/// Begin and end of a text and what chats need stay with the model, also in the copy of the best one, and
+/// go when another run takes the folder.
+#[test]
+fn what_is_known_of_texts_stays() {
+    let place = Place::new();
+    let source = place.path("source");
+    fs::create_dir(&source).unwrap();
+    for name in ["config.json", "model.safetensors", "generation_config.json"] {
+        fs::copy(fixture("bitnet_online_f32").join(name), source.join(name)).unwrap();
+    }
+    fs::write(source.join("chat_template.jinja"), "{{ bos_token }}").unwrap();
+    let start = from(&source, Some(place.tokenizer(320)), &[]).unwrap();
+    place.fit("run", start, None).unwrap();
+    for folder in ["run", "run/best"] {
+        let read = |name: &str| fs::read_to_string(place.path(folder).join(name)).unwrap();
+        let config: Value = serde_json::from_str(&read("config.json")).unwrap();
+        assert_eq!(
+            (&config["bos_token_id"], &config["eos_token_id"]),
+            (&1.into(), &2.into())
+        );
+        assert_eq!(read("chat_template.jinja"), "{{ bos_token }}");
+        assert!(read("generation_config.json").contains("eos_token_id"));
+    }
+    RunFolder::new(place.path("run")).clear().unwrap();
+    assert!(!place.path("run/chat_template.jinja").exists());
+    assert!(!place.path("run/best").exists());
 }
 
 /// Trained in full precision first: the same weights, from then on with quantisers.

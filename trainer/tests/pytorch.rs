@@ -1,8 +1,7 @@
 //! Training against PyTorch: loss and every gradient of one step, then twenty steps.
 //!
 //! `tests/pytorch/parity.py` made the fixtures; see there. Weights come from its checkpoints, batches
-//! are drawn by both sides alike, and what is compared is the trainer's own step. Set `BITNET_PYTORCH`
-//! to a folder of other cases to compare those instead.
+//! are drawn by both sides alike, and what is compared is the trainer's own step.
 //!
 //! Tolerances. Without quantisers the only difference is the order of sums. With them, a last bit can
 //! put an activation on the other side of a rounding boundary: one int8 step, which everything after
@@ -125,10 +124,7 @@ impl Case {
 }
 
 fn fixtures() -> PathBuf {
-    match std::env::var_os("BITNET_PYTORCH") {
-        Some(folder) => folder.into(),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/pytorch"),
-    }
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/pytorch")
 }
 
 /// `(|a - b| / |b|, cosine)` of two vectors.

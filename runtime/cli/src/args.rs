@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bitnet_formats::{ModelConfig, Output};
-use bitnet_runtime::{Isa, Kernels, KvType, MAX_THREADS, SamplerConfig, SessionConfig};
+use bitnet_runtime::{Archive, Isa, Kernels, KvType, MAX_THREADS, SamplerConfig, SessionConfig};
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser, ValueEnum};
 
@@ -152,7 +152,8 @@ pub(crate) struct Args {
     kv: Option<Kv>,
 
     /// Where ternary weights are while running: in the file, or copied to memory in a layout. No
-    /// result depends on it. --bench takes several [default: low; low,fast for --bench].
+    /// result depends on it. A packed file is always decoded to memory. --bench takes several
+    /// [default: low, t5 of a packed file; for --bench these and fast].
     #[arg(long, value_enum, value_delimiter = ',', hide_default_value = true)]
     weights: Vec<Hold>,
 
@@ -220,6 +221,14 @@ pub(crate) enum Hold {
 }
 
 impl Hold {
+    /// What takes the least memory.
+    fn usual(archive: &Archive<'_>) -> Self {
+        match archive.has_packed() {
+            true => Self::T5,
+            false => Self::Low,
+        }
+    }
+
     /// The name users type.
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -301,13 +310,13 @@ impl Args {
         self.weights.first().copied()
     }
 
-    pub(crate) fn hold(&self) -> Hold {
-        self.given_hold().unwrap_or(Hold::Low)
+    pub(crate) fn hold(&self, archive: &Archive<'_>) -> Hold {
+        self.given_hold().unwrap_or(Hold::usual(archive))
     }
 
-    pub(crate) fn bench_holds(&self) -> Vec<Hold> {
+    pub(crate) fn bench_holds(&self, archive: &Archive<'_>) -> Vec<Hold> {
         match &self.weights[..] {
-            [] => vec![Hold::Low, Hold::Fast],
+            [] => vec![Hold::usual(archive), Hold::Fast],
             holds => holds.to_vec(),
         }
     }

@@ -139,7 +139,7 @@ fn token_ids(n: usize, vocab_size: usize) -> Vec<u32> {
 /// One copy for each way that was asked for. `fast` chooses for the most threads.
 fn hold_weights(args: &Args, archive: &Archive<'_>) -> Result<Vec<Weights>> {
     let threads = most_threads(args);
-    let holds = args.bench_holds().into_iter().map(|hold| {
+    let holds = args.bench_holds(archive).into_iter().map(|hold| {
         let decision = Decision::new(hold, archive, args.kernels(), threads)?;
         Weights::new(decision.for_best_tokens(archive)?, archive)
     });

@@ -91,10 +91,14 @@ fn lines(args: &Args, reads: &[Read], decision: Option<&Decision>) -> Vec<(Strin
         ("pages", pages_line()),
     ];
     if let Some(decision) = decision {
-        let reason = decision.reason.as_ref();
-        let reason = reason.map_or_else(String::new, |reason| format!("; {reason}"));
-        let asked = decision.asked();
-        lines.push(("weights", format!("{asked} is {}{reason}", decision.name())));
+        let choice = format!("{} is {}", decision.asked(), decision.name());
+        let parts = [
+            Some(&*choice),
+            decision.origin(),
+            decision.reason.as_deref(),
+        ];
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        lines.push(("weights", parts.join("; ")));
     }
     let mut lines: Vec<_> = lines
         .into_iter()
@@ -170,6 +174,7 @@ fn as_json(args: &Args, reads: &[Read], decision: Option<&Decision>) -> Value {
             "asked": decision.asked(),
             "weights": decision.name(),
             "weights_reason": decision.reason,
+            "packed": decision.packed,
         })
     });
     json!({

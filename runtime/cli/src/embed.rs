@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args, file: &ModelFile, prompt: &Prompt<'_>) -> Result<
         );
     }
     let session = args.session(archive.config(), ids.len().max(1));
-    let decision = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let decision = Decision::of_run(args, &archive)?;
     let mut weights = Weights::new(decision, &archive)?;
     let model = weights.load(&archive, args.kernels())?;
     let embedding = with_session(&model, &session, |session| {

@@ -6,7 +6,8 @@
 //! The result of a run does not depend on the choice.
 
 use TernaryLayout::{T2R16, T5R16};
-use anyhow::Result;
+use anyhow::{Result, bail};
+use bitnet_formats::TensorSpec;
 use bitnet_formats::ternary::GROUP_ROWS;
 use bitnet_runtime::kernels::{Activations, CODE_PADDING, Store, TernaryGemm};
 use bitnet_runtime::{
@@ -44,11 +45,18 @@ pub(crate) fn choose(archive: &Archive<'_>, kernels: Kernels, threads: usize) ->
             hold,
             ..LoadOptions::default()
         };
-        weight_plan(archive.config(), &options)
+        weight_plan(archive, &options)
     };
     let room = machine::spare_memory().unwrap_or(usize::MAX);
     if let Some(choice) = without_room(bytes(T5R16)?, bytes(T2R16)?, room) {
-        return Ok(choice);
+        // What cannot be used in place is decoded, whether there seems to be room or not.
+        return Ok(match choice.hold {
+            WeightHold::InPlace => Choice {
+                hold: WeightHold::smallest(archive),
+                ..choice
+            },
+            _ => choice,
+        });
     }
     let [t5, t2] = measure(archive, kernels, threads)?;
     let faster = match t2 < t5 * (1.0 - WORTHWHILE) {
@@ -77,11 +85,11 @@ fn without_room(t5_bytes: usize, t2_bytes: usize, room: usize) -> Option<Choice>
 
 /// Median seconds of the first matrices in T5 and in T2.
 fn measure(archive: &Archive<'_>, kernels: Kernels, threads: usize) -> Result<[f64; 2]> {
-    let matrices = sample(archive);
-    let mut t5 = packed(&matrices, T5R16)?;
-    let mut t2 = packed(&matrices, T2R16)?;
-    let t5 = views(&matrices, T5R16, &mut t5);
-    let t2 = views(&matrices, T2R16, &mut t2);
+    let specs = sample(archive);
+    let mut t5 = packed(&specs, T5R16)?;
+    let mut t2 = packed(&specs, T2R16)?;
+    let t5 = t5_views(archive, &specs, &mut t5)?;
+    let t2 = t2_views(&t5, &mut t2);
     let others = evicting(archive);
     let mut samples = [Samples::default(), Samples::default()];
     for _ in 0..REPETITIONS {
@@ -94,40 +102,64 @@ fn measure(archive: &Archive<'_>, kernels: Kernels, threads: usize) -> Result<[f
 }
 
 /// The first matrices of the file.
-fn sample<'w>(archive: &Archive<'w>) -> Vec<TernaryView<'w>> {
+fn sample(archive: &Archive<'_>) -> Vec<TensorSpec> {
     let mut bytes = 0;
-    let specs = archive.config().tensors();
+    let specs = archive.tensors().map(|(spec, _)| spec);
     let ternary = specs.filter(|spec| spec.role.class() == TensorClass::Ternary);
-    let views = ternary.filter_map(|spec| archive.ternary(spec.role, spec.layer));
-    let few = views.take_while(|view| {
+    let few = ternary.take_while(|spec| {
         let enough = bytes >= SAMPLE_BYTES;
-        bytes += view.bytes().len();
+        bytes += T5R16.packed_bytes(spec.rows, spec.cols) as usize;
         !enough
     });
     few.collect()
 }
 
 /// Memory for some matrices in a layout.
-fn packed(matrices: &[TernaryView<'_>], layout: TernaryLayout) -> Result<WeightMemory> {
-    let bytes = matrices.iter().map(|m| layout.packed_bytes(m.rows, m.cols));
+fn packed(specs: &[TensorSpec], layout: TernaryLayout) -> Result<WeightMemory> {
+    let bytes = specs.iter().map(|m| layout.packed_bytes(m.rows, m.cols));
     WeightMemory::zeroed(bytes.sum::<u64>() as usize)
 }
 
-/// The matrices in a layout, packed into that memory.
-fn views<'m>(
-    matrices: &[TernaryView<'_>],
-    layout: TernaryLayout,
+/// Matrices of the file in T5, brought into that memory.
+fn t5_views<'m>(
+    archive: &Archive<'_>,
+    specs: &[TensorSpec],
     mut memory: &'m mut [u8],
-) -> Vec<TernaryView<'m>> {
+) -> Result<Vec<TernaryView<'m>>> {
+    let bring = |spec: &TensorSpec| {
+        let (role, layer) = (spec.role, spec.layer);
+        let to = take(&mut memory, T5R16, (spec.rows, spec.cols));
+        match (archive.ternary(role, layer), archive.packed(role, layer)) {
+            (Some(from), _) => repack(&from, T5R16, to),
+            (None, Some(packed)) => packed?.decode(to)?,
+            (None, None) => bail!("{} is not ternary", role.name()),
+        }
+        Ok(TernaryView::new(T5R16, (spec.rows, spec.cols), 1.0, to).expect("taken to fit"))
+    };
+    specs.iter().map(bring).collect()
+}
+
+/// The same matrices in T2, packed into that memory.
+fn t2_views<'m>(matrices: &[TernaryView<'_>], mut memory: &'m mut [u8]) -> Vec<TernaryView<'m>> {
     let pack = |from: &TernaryView<'_>| {
         let shape = (from.rows, from.cols);
-        let bytes = layout.packed_bytes(shape.0, shape.1) as usize;
-        let (to, rest) = std::mem::take(&mut memory).split_at_mut(bytes);
-        memory = rest;
-        repack(from, layout, to);
-        TernaryView::new(layout, shape, from.scale, to).expect("packed to fit")
+        let to = take(&mut memory, T2R16, shape);
+        repack(from, T2R16, to);
+        TernaryView::new(T2R16, shape, from.scale, to).expect("taken to fit")
     };
     matrices.iter().map(pack).collect()
+}
+
+/// Takes memory for a matrix off the front.
+fn take<'m>(
+    memory: &mut &'m mut [u8],
+    layout: TernaryLayout,
+    shape: (usize, usize),
+) -> &'m mut [u8] {
+    let bytes = layout.packed_bytes(shape.0, shape.1) as usize;
+    let (to, rest) = std::mem::take(memory).split_at_mut(bytes);
+    *memory = rest;
+    to
 }
 
 /// Memory that, read through, leaves nothing else in the caches; none if the model stays there.

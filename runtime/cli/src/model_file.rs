@@ -65,7 +65,8 @@ impl ModelFile {
         Archive::open(&self.map).with_context(|| self.name().to_string())
     }
 
-    /// Verifies every byte on another thread while `work` runs, unless told to trust the file.
+    /// Verifies every byte on another thread while `work` runs, unless told to trust the file. Packed
+    /// weights are decoded when they are loaded, which shows whether they can be.
     pub(crate) fn verified<T>(
         &self,
         archive: &Archive<'_>,
@@ -73,7 +74,7 @@ impl ModelFile {
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         std::thread::scope(|scope| {
-            let check = (!trust).then(|| scope.spawn(|| archive.verify()));
+            let check = (!trust).then(|| scope.spawn(|| archive.verify_undecoded()));
             let done = work();
             let checked = check.map(|thread| thread.join().expect("verify does not panic"));
             if let Some(result) = checked {

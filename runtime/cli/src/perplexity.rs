@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Args, file: &ModelFile, path: &Path) -> Result<()> {
     }
     let max_seq_len = args.context.unwrap_or(archive.config().max_seq_len);
     let session = args.session(archive.config(), max_seq_len);
-    let decision = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let decision = Decision::of_run(args, &archive)?;
     let mut weights = Weights::new(decision, &archive)?;
     let model = weights.load(&archive, args.kernels())?;
     let nats = with_session(&model, &session, |session| {

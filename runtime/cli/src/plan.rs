@@ -28,6 +28,7 @@ pub(crate) fn print(args: &Args, file: &ModelFile) -> Result<()> {
             "parameters": config.parameter_count(),
             "weights": weights.name(),
             "weights_reason": weights.reason,
+            "packed": weights.packed,
             "file_bytes": memory.file_bytes,
             "weight_bytes": memory.weight_bytes,
             "kv_bytes": memory.kv_bytes,

@@ -22,7 +22,7 @@ pub(crate) fn run(args: &Args, file: &ModelFile) -> Result<ExitCode> {
             file.name()
         );
     }
-    let decision = Decision::new(args.hold(), &archive, args.kernels(), args.threads())?;
+    let decision = Decision::of_run(args, &archive)?;
     let mut weights = Weights::new(decision, &archive)?;
     let model = weights.load(&archive, args.kernels())?;
     // Besides each case's own hash, one over the logits of all cases.

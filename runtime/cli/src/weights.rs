@@ -1,9 +1,10 @@
 //! Where ternary weights are while running.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bitnet_formats::Dtype;
 use bitnet_runtime::{
-    Archive, Kernels, LoadOptions, Model, Sampler, TernaryLayout, Want, WeightHold, weight_plan,
+    Archive, Kernels, LoadOptions, Model, Sampler, TensorRole, TernaryLayout, Threads, Want,
+    WeightHold, weight_plan,
 };
 
 use crate::args::{Args, Hold};
@@ -18,6 +19,9 @@ pub(crate) struct Decision {
     asked: Hold,
     hold: WeightHold,
     coarse_head: bool,
+    threads: usize,
+    /// The file is packed: weights are decoded.
+    pub(crate) packed: bool,
     /// Why `fast` came to this.
     pub(crate) reason: Option<String>,
 }
@@ -30,6 +34,12 @@ impl Decision {
         kernels: Kernels,
         threads: usize,
     ) -> Result<Self> {
+        if asked == Hold::Low && archive.has_packed() {
+            bail!(
+                "the file is packed and cannot run in place: use --weights t5, t2 or fast, or convert it \
+                 with bitnet-convert --pack t5"
+            );
+        }
         let (hold, reason) = match asked {
             Hold::Low => (WeightHold::InPlace, None),
             Hold::T5 => (WeightHold::Copy(TernaryLayout::T5R16), None),
@@ -46,13 +56,20 @@ impl Decision {
             asked,
             hold,
             coarse_head: false,
+            threads,
+            packed: archive.has_packed(),
             reason,
         })
     }
 
+    /// Decides for a run of these options.
+    pub(crate) fn of_run(args: &Args, archive: &Archive<'_>) -> Result<Self> {
+        Self::new(args.hold(archive), archive, args.kernels(), args.threads())
+    }
+
     /// Decides for a run that continues a prompt.
     pub(crate) fn of_generation(args: &Args, archive: &Archive<'_>) -> Result<Self> {
-        let decision = Self::new(args.hold(), archive, args.kernels(), args.threads())?;
+        let decision = Self::of_run(args, archive)?;
         match Sampler::new(args.sampler()).wants() {
             Want::Best => decision.for_best_tokens(archive),
             _ => Ok(decision),
@@ -62,7 +79,7 @@ impl Decision {
     /// For a run that wants the best tokens only: with `fast`, a coarse head as well, where the model
     /// can have one and there is room.
     pub(crate) fn for_best_tokens(self, archive: &Archive<'_>) -> Result<Self> {
-        if self.asked != Hold::Fast || !has_int8_head(archive)? {
+        if self.asked != Hold::Fast || !has_int8_head(archive) {
             return Ok(self);
         }
         let with_head = Self {
@@ -70,7 +87,7 @@ impl Decision {
             ..self.clone()
         };
         let fits = |bytes| machine::spare_memory().is_none_or(|room| bytes <= room);
-        let bytes = weight_plan(archive.config(), &with_head.options());
+        let bytes = weight_plan(archive, &with_head.options());
         Ok(match bytes {
             Ok(bytes) if fits(bytes) => with_head,
             _ => self,
@@ -97,7 +114,7 @@ impl Decision {
         }
     }
 
-    /// What is to be said behind the bytes of the copy: its layout, and why.
+    /// What is to be said behind the bytes of the copy: its layout, what it is made from, and why.
     pub(crate) fn remark(&self) -> String {
         let layout = match self.hold {
             WeightHold::InPlace => None,
@@ -105,22 +122,32 @@ impl Decision {
         };
         let head = self.coarse_head.then_some("coarse head");
         let reason = self.reason.as_deref().filter(|_| layout.is_some());
-        let parts: Vec<_> = [layout, head, reason].into_iter().flatten().collect();
+        let parts = [layout, self.origin(), head, reason];
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
         match parts.is_empty() {
             true => String::new(),
             false => format!(" ({})", parts.join("; ")),
         }
     }
 
+    /// What the copy is made from, where that is not to be expected.
+    pub(crate) fn origin(&self) -> Option<&'static str> {
+        self.packed.then_some("decoded: the file is packed")
+    }
+
     /// Bytes of the copy.
     pub(crate) fn bytes(&self, archive: &Archive<'_>) -> Result<usize> {
-        Ok(weight_plan(archive.config(), &self.options())?)
+        Ok(weight_plan(archive, &self.options())?)
     }
 }
 
-fn has_int8_head(archive: &Archive<'_>) -> Result<bool> {
-    let model = Model::load(archive, &mut [], &LoadOptions::default())?;
-    Ok(model.head().dtype == Dtype::I8Rows)
+fn has_int8_head(archive: &Archive<'_>) -> bool {
+    let role = match archive.config().tie_embeddings {
+        true => TensorRole::Embedding,
+        false => TensorRole::Head,
+    };
+    let head = archive.matrix(role);
+    head.is_some_and(|head| head.dtype == Dtype::I8Rows)
 }
 
 /// The decision and the memory it needs.
@@ -135,13 +162,15 @@ impl Weights {
         Ok(Self { decision, memory })
     }
 
-    /// Copies what is to be copied.
+    /// Copies what is to be copied, or decodes it, on the threads it is for.
     pub(crate) fn load<'w>(
         &'w mut self,
         archive: &Archive<'w>,
         kernels: Kernels,
     ) -> Result<Model<'w>> {
-        let model = Model::load(archive, &mut self.memory, &self.decision.options())?;
+        let threads = Threads::new(self.decision.threads);
+        let options = self.decision.options();
+        let model = Model::load_on(&threads, archive, &mut self.memory, &options)?;
         Ok(model.with_kernels(kernels))
     }
 }

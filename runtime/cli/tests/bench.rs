@@ -3,6 +3,7 @@
 mod util;
 
 use bitnet_runtime::{Kernels, LogitsHash};
+use bitnet_tests::packed::packed;
 use bitnet_tests::{Run, with_session};
 use serde_json::Value;
 use util::{Place, grouped, latent, mute};
@@ -152,7 +153,8 @@ fn a_bench_is_readable() {
 
 #[test]
 fn a_doctor_knows_the_machine() {
-    let place = Place::with(&mute(&grouped()));
+    let model = mute(&grouped());
+    let place = Place::with(&model);
     let found = place.run(&["--doctor", "--json"]).json();
     assert_eq!(found["kernels"], serde_json::json!(isa_names()));
     assert_eq!(found["isa"], *isa_names().last().unwrap());
@@ -183,4 +185,10 @@ fn a_doctor_knows_the_machine() {
             "{line}: {text}"
         );
     }
+    place.write("p.btn", packed(&model));
+    let text = place
+        .run(&["p.btn", "--doctor", "--weights", "t2"])
+        .success();
+    let found = "weights        t2 is t2; decoded: the file is packed";
+    assert!(text.contains(found), "{text}");
 }

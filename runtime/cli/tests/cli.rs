@@ -6,6 +6,7 @@ use bitnet_formats::Archive;
 use bitnet_runtime::{
     KvType, LoadOptions, MemoryPlan, SessionConfig, TernaryLayout, WeightHold, weight_plan,
 };
+use bitnet_tests::packed::packed;
 use util::{Place, grouped, latent, mute};
 
 #[test]
@@ -81,6 +82,44 @@ fn a_plan_is_readable() {
     insta::assert_snapshot!("plan_json", place.run(&args).success());
 }
 
+/// A packed file is decoded without being asked, and says so where it is asked to run in place.
+#[test]
+fn a_packed_file_is_decoded_to_memory() {
+    let model = mute(&latent());
+    let place = Place::with(&model);
+    place.write("p.btn", packed(&model));
+    let options = LoadOptions {
+        hold: WeightHold::Copy(TernaryLayout::T5R16),
+        ..LoadOptions::default()
+    };
+    let plan = place.run(&["p.btn", "--plan", "--json"]).json();
+    let bytes = weight_plan(&Archive::open(&model).unwrap(), &options).unwrap();
+    assert_eq!(plan["weights"], "t5");
+    assert_eq!(plan["weight_bytes"], bytes);
+    assert_eq!(plan["packed"], true);
+    let readable = place.run(&["p.btn", "--plan"]).success();
+    assert!(
+        readable.contains("(t5; decoded: the file is packed)"),
+        "{readable}"
+    );
+    let ids = |args: &[&str]| {
+        let rest = ["--ids", "1,2,3", "--max-tokens", "8", "--json"];
+        place.run(&[args, &rest[..]].concat()).json()["ids"].clone()
+    };
+    let expected = ids(&["m.btn"]);
+    for hold in ["t5", "t2", "fast"] {
+        assert_eq!(ids(&["p.btn", "--weights", hold]), expected, "{hold}");
+    }
+    assert_eq!(ids(&["p.btn", "--threads", "3"]), expected);
+    let message = place
+        .run(&["p.btn", "--plan", "--weights", "low"])
+        .failure(1);
+    assert!(
+        message.contains("use --weights t5, t2 or fast"),
+        "{message}"
+    );
+}
+
 /// The bytes that are printed are those the library asks for.
 #[test]
 fn a_plan_is_what_the_library_asks_for() {
@@ -132,7 +171,7 @@ fn a_plan_is_what_the_library_asks_for() {
                         hold,
                         ..LoadOptions::default()
                     };
-                    let weights = weight_plan(&config, &options).unwrap();
+                    let weights = weight_plan(&Archive::open(&model).unwrap(), &options).unwrap();
                     let total = weights + plan.kv_bytes + plan.scratch_bytes;
                     let expected = serde_json::json!({
                         "parameters": config.parameter_count(),
@@ -142,6 +181,7 @@ fn a_plan_is_what_the_library_asks_for() {
                         "kv": kv_name,
                         "weights": hold_name,
                         "weights_reason": null,
+                        "packed": false,
                         "file_bytes": model.len(),
                         "weight_bytes": weights,
                         "kv_bytes": plan.kv_bytes,

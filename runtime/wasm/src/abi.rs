@@ -27,6 +27,9 @@ const STOP: i32 = 2;
 const FULL: i32 = 3;
 const ERROR: i32 = -1;
 
+/// Version of this interface.
+const ABI: u32 = 2;
+
 const PAGE_BYTES: u64 = 65_536;
 
 #[link(wasm_import_module = "host")]
@@ -60,6 +63,8 @@ struct Info {
     /// Stack, code tables and static data.
     module_bytes: u32,
     file_bytes: u32,
+    /// Decoded weights of a packed file.
+    weight_bytes: u32,
     kv_bytes: u32,
     scratch_bytes: u32,
     /// Sampler and prompt.
@@ -90,7 +95,7 @@ static MODEL: Shared<Option<Model<'static>>> = Shared(UnsafeCell::new(None));
 
 static STATE: Shared<State> = Shared(UnsafeCell::new(State {
     info: Info {
-        abi: 1,
+        abi: ABI,
         isa: 0,
         hidden_size: 0,
         n_layers: 0,
@@ -100,6 +105,7 @@ static STATE: Shared<State> = Shared(UnsafeCell::new(State {
         self_tests: 0,
         module_bytes: 0,
         file_bytes: 0,
+        weight_bytes: 0,
         kv_bytes: 0,
         scratch_bytes: 0,
         other_bytes: 0,
@@ -200,8 +206,8 @@ impl State {
 
     /// Reads the configuration and fills in the plan.
     fn plan(&mut self, file_bytes: u32, options: &Options) -> Result<Layout, Error> {
-        let config = header::read_config(file_bytes, &mut self.buffer, read)?;
-        let layout = Layout::new(&config, file_bytes, options)?;
+        let head = header::read_head(file_bytes, &mut self.buffer, read)?;
+        let layout = Layout::new(&head, file_bytes, options)?;
         let memory_bytes = memory_bytes(&layout)?;
         self.info = Info {
             isa: match Kernels::detect().isa() {
@@ -210,7 +216,7 @@ impl State {
                 _ => 2,
             },
             self_tests: self.info.self_tests,
-            ..describe(&config, &layout, memory_bytes)
+            ..describe(&head.config, &layout, memory_bytes)
         };
         Ok(layout)
     }
@@ -222,14 +228,18 @@ impl State {
         let layout = self.plan(file_bytes, options)?;
         grow_to(u64::from(self.info.memory_bytes))?;
         self.loaded = true;
-        let [file, kv, scratch, candidates, ids, room, words] = carve(&layout)?;
+        let [file, weights, kv, scratch, candidates, ids, room, words] = carve(&layout)?;
         read(0, file)?;
         let archive = Archive::open(file)?;
         if verify {
-            archive.verify()?;
+            // Packed weights are decoded below.
+            archive.verify_undecoded()?;
         }
-        let model = Model::load(&archive, &mut [], &LoadOptions::default())?;
-        let model = keep(model);
+        let options = LoadOptions {
+            hold: layout.hold,
+            ..LoadOptions::default()
+        };
+        let model = keep(Model::load(&archive, weights, &options)?);
         let generator = Generator::new(
             model,
             (kv, scratch),
@@ -247,7 +257,7 @@ impl State {
 
 fn describe(config: &ModelConfig, layout: &Layout, memory_bytes: u32) -> Info {
     Info {
-        abi: 1,
+        abi: ABI,
         isa: 0,
         hidden_size: config.hidden_size as u32,
         n_layers: config.n_layers as u32,
@@ -257,9 +267,10 @@ fn describe(config: &ModelConfig, layout: &Layout, memory_bytes: u32) -> Info {
         self_tests: 0,
         module_bytes: heap_base(),
         file_bytes: layout.file_bytes as u32,
+        weight_bytes: layout.weight_bytes as u32,
         kv_bytes: layout.kv_bytes as u32,
         scratch_bytes: layout.scratch_bytes as u32,
-        other_bytes: layout.sizes()[3..].iter().sum::<usize>() as u32,
+        other_bytes: layout.sizes()[4..].iter().sum::<usize>() as u32,
         memory_bytes,
     }
 }
@@ -296,7 +307,7 @@ fn grow_to(bytes: u64) -> Result<(), Error> {
 }
 
 /// Cuts the memory above the module's own into the buffers of the layout.
-fn carve(layout: &Layout) -> Result<[&'static mut [u8]; 7], Error> {
+fn carve(layout: &Layout) -> Result<[&'static mut [u8]; 8], Error> {
     let total = layout.total()? as usize;
     let base = core::ptr::without_provenance_mut::<u8>(heap_base() as usize);
     // SAFETY: the linker puts nothing above the heap base, there is no allocator, and `grow_to` made the

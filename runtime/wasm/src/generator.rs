@@ -227,6 +227,7 @@ fn native_tests<'w>(model: &Model<'w>) -> impl Iterator<Item = SelfTest<'w>> + u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::header::Head;
     use crate::layout::{Layout, Options};
     use bitnet_runtime::{AlignedBuffer, Archive, LoadOptions, argmax};
 
@@ -250,7 +251,11 @@ mod tests {
         let archive = Archive::open(&file).unwrap();
         let model = Model::load(&archive, &mut [], &LoadOptions::default()).unwrap();
         let options = Options { context, batch };
-        let layout = Layout::new(archive.config(), file.len() as u32, &options).unwrap();
+        let head = Head {
+            config: *archive.config(),
+            packed: false,
+        };
+        let layout = Layout::new(&head, file.len() as u32, &options).unwrap();
         let mut kv = AlignedBuffer::zeroed(layout.kv_bytes);
         let mut scratch = AlignedBuffer::zeroed(layout.scratch_bytes);
         let mut ids = vec![0; layout.session.max_seq_len];

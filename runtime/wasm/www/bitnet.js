@@ -39,9 +39,9 @@ export async function compile(base = new URL(".", import.meta.url), vectors = ha
 /** Names of the numbers at `info()`, in order; `abi.rs` says what they are. */
 const INFO = [
   "abi", "isa", "hidden_size", "n_layers", "vocab_size", "max_seq_len", "context", "self_tests",
-  "module_bytes", "file_bytes", "kv_bytes", "scratch_bytes", "other_bytes", "memory_bytes",
+  "module_bytes", "file_bytes", "weight_bytes", "kv_bytes", "scratch_bytes", "other_bytes", "memory_bytes",
 ];
-const ABI = 1;
+const ABI = 2;
 const KERNELS = ["scalar", "portable", "simd128"];
 const ENDS = { 2: "stop", 3: "full" };
 /** Bytes of a Blob that are read at a time. */

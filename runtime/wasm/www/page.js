@@ -11,6 +11,7 @@ const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module
 
 const PARTS = [
   ["file", "file_bytes", "model file"],
+  ["weights", "weight_bytes", "unpacked weights"],
   ["cache", "kv_bytes", "cache"],
   ["scratch", "scratch_bytes", "scratch"],
   ["other", "other_bytes", "sampler and prompt"],
@@ -85,7 +86,7 @@ function opened({ info, loadMs, selfTest }) {
 
 function memory(info) {
   const used = PARTS.reduce((sum, [, key]) => sum + info[key], 0);
-  const parts = PARTS.map(([id, key, label]) => [id, info[key], label]);
+  const parts = PARTS.map(([id, key, label]) => [id, info[key], label]).filter(([, bytes]) => bytes > 0);
   $("bar").replaceChildren(
     ...parts.map(([id, bytes]) => element("i", { style: `flex: ${bytes}; background: var(--${id})` })),
   );

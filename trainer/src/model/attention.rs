@@ -9,7 +9,8 @@ use crate::model::grouped_attention::GroupedAttention;
 use crate::model::input_norm::NormTape;
 use crate::model::latent_attention::LatentAttention;
 use crate::ops::attention::HeadBuffers;
-use crate::ops::bit_linear::{Activations, BitLinear, GradientJob};
+use crate::ops::bit_linear::{BitLinear, GradientJob};
+use crate::ops::codes::Activations;
 use crate::ops::rope::Rope;
 use crate::param::Param;
 use crate::real::Real;
@@ -231,10 +232,9 @@ impl<T: Real> AttentionLayer<T> {
 
     /// From gradients of queries, keys and values to that of the normed input, `d_x`.
     ///
-    /// Leaves in `grads` the output gradients as weight gradients want them.
+    /// Leaves in `grads` the output gradients, which weight gradients want.
     pub fn backward(
         &self,
-        x: &Activations<T>,
         rope: &Rope<T>,
         first: usize,
         tape: &mut AttentionTape<T>,
@@ -242,8 +242,8 @@ impl<T: Real> AttentionLayer<T> {
         d_x: &mut Array2<T>,
     ) {
         match self {
-            Self::Grouped(layer) => layer.backward(x, rope, first, grads, d_x),
-            Self::Latent(layer) => layer.backward(x, rope, first, tape, grads, d_x),
+            Self::Grouped(layer) => layer.backward(rope, first, grads, d_x),
+            Self::Latent(layer) => layer.backward(rope, first, tape, grads, d_x),
         }
     }
 

@@ -2,7 +2,7 @@
 //! stream.
 //!
 //! A part of a sequence goes through on its own, up to the heads of the attention and again after
-//! them; [`attend`](super::attend) runs the heads over the whole sequence.
+//! them; `attend` runs the heads over the whole sequence.
 
 use bitnet_formats::quant::NonFinite;
 use bitnet_formats::{Activation, ModelConfig};
@@ -11,8 +11,11 @@ use ndarray::Array2;
 use crate::model::attention::{AttentionGrads, AttentionLayer, AttentionTape};
 use crate::model::input_norm::{InputNorm, NormTape};
 use crate::ops::activation;
-use crate::ops::bit_linear::{BitLinear, GradientJob, divide_by_scales, gradient_jobs};
+use crate::ops::bit_linear::{BitLinear, GradientJob};
+use crate::ops::codes::Activations;
+use crate::ops::dropout::{Dropout, Place};
 use crate::ops::rope::Rope;
+use crate::ops::simd::vectorized;
 use crate::param::Param;
 use crate::real::Real;
 use crate::tensor::{add, copy, flat, flat_mut, zeros};
@@ -30,11 +33,14 @@ pub struct Block<T> {
     ffn_sub_norm: InputNorm<T>,
     down_proj: BitLinear<T>,
     activation: Activation,
+    layer: usize,
 }
 
 /// What the forward pass of one part of a sequence leaves for its backward pass, besides its input.
 #[derive(Clone, Debug)]
 pub struct BlockTape<T> {
+    /// Masks of the part.
+    pub(crate) dropout: Dropout,
     attn_in: NormTape<T>,
     pub(crate) attention: AttentionTape<T>,
     attn_out: NormTape<T>,
@@ -66,6 +72,7 @@ impl<T: Real> BlockTape<T> {
     pub fn new(config: &ModelConfig, len: usize) -> Self {
         let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
         Self {
+            dropout: Dropout::OFF,
             attn_in: NormTape::new(len, hidden),
             attention: AttentionTape::new(config, len),
             attn_out: NormTape::new(len, config.attn_dim()),
@@ -125,6 +132,7 @@ impl<T: Real> Block<T> {
             ffn_sub_norm: norm(norms.ffn_sub_norm, "mlp.ffn_sub_norm", ffn),
             down_proj: linear("mlp.down_proj", hidden, ffn),
             activation: config.activation,
+            layer,
         }
     }
 
@@ -174,7 +182,7 @@ impl<T: Real> Block<T> {
         linears
     }
 
-    /// The layer whose heads [`attend`](super::attend) runs.
+    /// The layer whose heads `attend` runs.
     pub const fn attention(&self) -> &AttentionLayer<T> {
         &self.attention
     }
@@ -214,6 +222,7 @@ impl<T: Real> Block<T> {
             .forward(&tape.attention.heads, quantize, &mut tape.attn_out)?;
         self.o_proj
             .forward(&tape.attn_out.activations, &mut tape.middle);
+        self.drop_out(&tape.dropout, Place::Attention, &mut tape.middle);
         add(&mut tape.middle, input);
 
         self.ffn_norm
@@ -222,7 +231,8 @@ impl<T: Real> Block<T> {
             .forward(&tape.ffn_in.activations, &mut tape.gate);
         self.up_proj.forward(&tape.ffn_in.activations, &mut tape.up);
         let (gate, up) = (flat(&tape.gate), flat(&tape.up));
-        activation::forward(self.activation, gate, up, flat_mut(&mut tape.product));
+        let product = flat_mut(&mut tape.product);
+        vectorized!(activation::forward(self.activation, gate, up, product));
         self.ffn_sub_norm
             .forward(&tape.product, quantize, &mut tape.ffn_out)
     }
@@ -230,7 +240,12 @@ impl<T: Real> Block<T> {
     /// The residual stream after the block, into `h`.
     pub fn output(&self, tape: &BlockTape<T>, h: &mut Array2<T>) {
         self.down_proj.forward(&tape.ffn_out.activations, h);
+        self.drop_out(&tape.dropout, Place::FeedForward, h);
         add(h, &tape.middle);
+    }
+
+    fn drop_out(&self, dropout: &Dropout, place: Place, x: &mut Array2<T>) {
+        dropout.apply(self.layer, place, x);
     }
 
     /// Carries the gradient of a part's residual stream, `d_h`, back to the outputs of the heads.
@@ -242,9 +257,10 @@ impl<T: Real> Block<T> {
     ) {
         self.backward_feed_forward(d_h, tape, grads);
         let zero = T::zero();
-        self.o_proj.backward_input(d_h, zero, &mut grads.heads_in);
         copy(&mut grads.o, d_h);
-        divide_by_scales(&mut grads.o, &tape.attn_out.activations.scales);
+        self.drop_out(&tape.dropout, Place::Attention, &mut grads.o);
+        self.o_proj
+            .backward_input(&grads.o, zero, &mut grads.heads_in);
         grads.attention.heads.fill(zero);
         self.attn_sub_norm.backward(
             &tape.attention.heads,
@@ -267,10 +283,10 @@ impl<T: Real> Block<T> {
         tape: &mut BlockTape<T>,
         grads: &mut BlockGrads<T>,
     ) {
-        let (x, d_x) = (&tape.attn_in.activations, &mut grads.hidden_in);
+        let d_x = &mut grads.hidden_in;
         let (attention, d_attention) = (&mut tape.attention, &mut grads.attention);
         self.attention
-            .backward(x, rope, first, attention, d_attention, d_x);
+            .backward(rope, first, attention, d_attention, d_x);
         self.attn_norm.backward(input, d_x, &mut tape.attn_in, d_h);
     }
 
@@ -281,21 +297,26 @@ impl<T: Real> Block<T> {
         grads: &mut BlockGrads<T>,
     ) {
         let zero = T::zero();
-        self.down_proj.backward_input(d_h, zero, &mut grads.ffn_in);
         copy(&mut grads.down, d_h);
-        divide_by_scales(&mut grads.down, &tape.ffn_out.activations.scales);
+        self.drop_out(&tape.dropout, Place::FeedForward, &mut grads.down);
+        self.down_proj
+            .backward_input(&grads.down, zero, &mut grads.ffn_in);
         grads.product.fill(zero);
         let (x, d_y, d_x) = (&tape.product, &grads.ffn_in, &mut grads.product);
         self.ffn_sub_norm.backward(x, d_y, &mut tape.ffn_out, d_x);
 
         let inputs = (flat(&tape.gate), flat(&tape.up));
         let outputs = (flat_mut(&mut grads.gate), flat_mut(&mut grads.up));
-        activation::backward(self.activation, inputs, flat(&grads.product), outputs);
+        let d_product = flat(&grads.product);
+        vectorized!(activation::backward(
+            self.activation,
+            inputs,
+            d_product,
+            outputs
+        ));
         let (gate, up, d_x) = (&mut grads.gate, &mut grads.up, &mut grads.hidden_in);
         self.gate_proj.backward_input(gate, zero, d_x);
         self.up_proj.backward_input(up, T::one(), d_x);
-        divide_by_scales(gate, &tape.ffn_in.activations.scales);
-        divide_by_scales(up, &tape.ffn_in.activations.scales);
         self.ffn_norm
             .backward(&tape.middle, d_x, &mut tape.ffn_in, d_h);
     }
@@ -318,22 +339,20 @@ impl<T: Real> Block<T> {
             .map(|(t, g)| (&t.attn_in.activations, &t.attention, &g.attention))
             .collect();
         self.attention.collect_gradients(&of_attention, jobs);
-        type Term<T> = (
-            fn(&BlockGrads<T>) -> &Array2<T>,
-            fn(&BlockTape<T>) -> &NormTape<T>,
-        );
-        let linears: [(&'a mut BitLinear<T>, Term<T>); 4] = [
-            (&mut self.o_proj, (|g| &g.o, |t| &t.attn_out)),
-            (&mut self.gate_proj, (|g| &g.gate, |t| &t.ffn_in)),
-            (&mut self.up_proj, (|g| &g.up, |t| &t.ffn_in)),
-            (&mut self.down_proj, (|g| &g.down, |t| &t.ffn_out)),
+        type Term<'a, T> = (&'a BlockTape<T>, &'a BlockGrads<T>);
+        type Of<T> = for<'t> fn(&Term<'t, T>) -> (&'t Array2<T>, &'t Activations<T>);
+        let linears: [(&'a mut BitLinear<T>, Of<T>); 4] = [
+            (&mut self.o_proj, |(t, g)| (&g.o, &t.attn_out.activations)),
+            (&mut self.gate_proj, |(t, g)| {
+                (&g.gate, &t.ffn_in.activations)
+            }),
+            (&mut self.up_proj, |(t, g)| (&g.up, &t.ffn_in.activations)),
+            (&mut self.down_proj, |(t, g)| {
+                (&g.down, &t.ffn_out.activations)
+            }),
         ];
-        for (linear, (d_y, x)) in linears {
-            let terms: Vec<_> = terms
-                .iter()
-                .map(|(t, g)| (d_y(g).view(), x(t).activations.codes.view()))
-                .collect();
-            gradient_jobs(&mut linear.weight.grad, &terms, jobs);
+        for (linear, of) in linears {
+            linear.gradient(terms.iter().map(of), jobs);
         }
     }
 }

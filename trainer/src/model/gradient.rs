@@ -7,9 +7,11 @@ use crate::model::attend;
 use crate::model::block::Block;
 use crate::model::sequence::{Keep, PartGrads, Piece, parts};
 use crate::model::{Diverged, Model, Sequence, head_rows};
-use crate::ops::bit_linear::{Sum, gradient_jobs, run_jobs};
-use crate::ops::cross_entropy;
-use crate::ops::gemm::gemm;
+use crate::ops::bit_linear::{Sum, Term, gradient_jobs, run_jobs};
+use crate::ops::dropout::Dropout;
+use crate::ops::gemm::{Precision, gemm};
+use crate::ops::simd::vectorized;
+use crate::ops::target;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
 use crate::tensor::{flat, flat_mut, row, row_mut, zeros};
@@ -28,7 +30,7 @@ const HEAD_COLUMNS: usize = 256;
 pub struct Example {
     /// Token ids.
     pub inputs: Vec<u32>,
-    /// The id that follows each input.
+    /// The id that follows each input, or [`target::IGNORED`].
     pub targets: Vec<u32>,
 }
 
@@ -59,6 +61,11 @@ impl<T: Real> Worker<T> {
             losses: vec![0.0; head_rows(config, len)],
             grads: grads.collect(),
         }
+    }
+
+    /// See [`Sequence::set_dropout`].
+    pub fn set_dropout(&mut self, dropout: Dropout) {
+        self.seq.set_dropout(dropout);
     }
 
     /// See [`Sequence::with_heads`].
@@ -175,14 +182,17 @@ impl<T: Real> Model<T> {
             let terms: Vec<_> = workers
                 .iter()
                 .map(|worker| {
-                    let d_logits = worker.seq.logits.slice(s![..piece.rows.len(), ..]);
-                    let hidden = &worker.seq.parts[piece.part].last.activations.codes;
-                    (d_logits, hidden.slice(s![piece.rows.clone(), ..]))
+                    let hidden = &worker.seq.parts[piece.part].last.activations;
+                    Term {
+                        d_y: worker.seq.logits.slice(s![..piece.rows.len(), ..]),
+                        scales: &[],
+                        x: hidden.codes.operand().rows(piece.rows.clone()),
+                    }
                 })
                 .collect();
             let head = self.head.as_mut().unwrap_or(&mut self.embedding);
             let mut jobs = Vec::new();
-            gradient_jobs(&mut head.grad, &terms, &mut jobs);
+            gradient_jobs(&mut head.grad, &terms, Precision::F32, &mut jobs);
             run_jobs(jobs, sum);
             sum = Sum::Further;
         }
@@ -197,8 +207,8 @@ impl<T: Real> Model<T> {
         let jobs = flat_mut(&mut worker.seq.logits).par_chunks_mut(vocab_size);
         let jobs = jobs.zip(targets.par_iter()).zip(losses.par_iter_mut());
         jobs.with_min_len(SOFTMAX_ELEMENTS.div_ceil(vocab_size))
-            .for_each(|((logits, target), loss)| {
-                *loss = cross_entropy::loss_and_gradient(logits, *target as usize, weight);
+            .for_each(|((logits, of_position), loss)| {
+                *loss = vectorized!(target::loss_and_gradient(logits, *of_position, weight));
             });
         worker.loss += worker.losses[..targets.len()].iter().sum::<f64>();
 
@@ -276,7 +286,7 @@ impl<T: Real> Model<T> {
                 for (t, id) in ids.iter().take(grads.hidden.nrows()).enumerate() {
                     let sum = row_mut(&mut self.embedding.grad, *id as usize);
                     let d_row = row(&grads.hidden, t);
-                    sum.iter_mut().zip(d_row).for_each(|(sum, d)| *sum += *d);
+                    vectorized!(sum.iter_mut().zip(d_row).for_each(|(sum, d)| *sum += *d));
                 }
             }
         }

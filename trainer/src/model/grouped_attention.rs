@@ -6,10 +6,10 @@ use ndarray::Array2;
 use crate::model::attention::{AttentionGrads, AttentionTape, AttentionTerm};
 use crate::model::heads::{accumulate, gather, scatter};
 use crate::ops::attention::HeadBuffers;
-use crate::ops::bit_linear::{
-    Activations, BitLinear, GradientJob, divide_by_scales, gradient_jobs,
-};
+use crate::ops::bit_linear::{BitLinear, GradientJob};
+use crate::ops::codes::Activations;
 use crate::ops::rope::Rope;
+use crate::ops::simd::vectorized;
 use crate::param::Param;
 use crate::real::Real;
 use crate::tensor::row_mut;
@@ -108,7 +108,6 @@ impl<T: Real> GroupedAttention<T> {
     /// The reverse of [`GroupedAttention::project`].
     pub fn backward(
         &self,
-        x: &Activations<T>,
         rope: &Rope<T>,
         first: usize,
         grads: &mut AttentionGrads<T>,
@@ -120,9 +119,6 @@ impl<T: Real> GroupedAttention<T> {
         self.q_proj.backward_input(&grads.q, T::zero(), d_x);
         self.k_proj.backward_input(&grads.kv_a, T::one(), d_x);
         self.v_proj.backward_input(&grads.kv_b, T::one(), d_x);
-        for d_y in [&mut grads.q, &mut grads.kv_a, &mut grads.kv_b] {
-            divide_by_scales(d_y, &x.scales);
-        }
     }
 
     /// Queues the weight gradients over the parts of a batch.
@@ -131,13 +127,10 @@ impl<T: Real> GroupedAttention<T> {
         terms: &[AttentionTerm<'a, T>],
         jobs: &mut Vec<GradientJob<'a, T>>,
     ) {
-        let of = |d_y: fn(&AttentionGrads<T>) -> &Array2<T>| -> Vec<_> {
-            let term = |(x, _, g): &AttentionTerm<'a, T>| (d_y(g).view(), x.codes.view());
-            terms.iter().map(term).collect()
-        };
-        gradient_jobs(&mut self.q_proj.weight.grad, &of(|g| &g.q), jobs);
-        gradient_jobs(&mut self.k_proj.weight.grad, &of(|g| &g.kv_a), jobs);
-        gradient_jobs(&mut self.v_proj.weight.grad, &of(|g| &g.kv_b), jobs);
+        let [q, k, v] = self.linears_mut();
+        q.gradient(terms.iter().map(|(x, _, g)| (&g.q, *x)), jobs);
+        k.gradient(terms.iter().map(|(x, _, g)| (&g.kv_a, *x)), jobs);
+        v.gradient(terms.iter().map(|(x, _, g)| (&g.kv_b, *x)), jobs);
     }
 
     /// First column of the key and value head that query head `h` reads.
@@ -146,9 +139,11 @@ impl<T: Real> GroupedAttention<T> {
     }
 
     fn for_each_head(&self, matrix: &mut Array2<T>, turn: impl Fn(usize, &mut [T])) {
-        for t in 0..matrix.nrows() {
-            let heads = row_mut(matrix, t).chunks_exact_mut(self.head_dim);
-            heads.for_each(|head| turn(t, head));
-        }
+        vectorized!({
+            for t in 0..matrix.nrows() {
+                let heads = row_mut(matrix, t).chunks_exact_mut(self.head_dim);
+                heads.for_each(|head| turn(t, head));
+            }
+        });
     }
 }

@@ -3,6 +3,7 @@
 
 use ndarray::Array2;
 
+use crate::ops::simd::vectorized;
 use crate::real::Real;
 use crate::tensor::{row, row_mut};
 
@@ -28,11 +29,12 @@ pub(crate) fn add_block<T: Real>(
     to_at: At,
     size: (usize, usize),
 ) {
-    each_row(from, at, to, to_at, size, |to, from| {
+    vectorized!(each_row(from, at, to, to_at, size, |to, from| {
         to.iter_mut().zip(from).for_each(|(y, x)| *y += *x);
-    });
+    }));
 }
 
+#[inline(always)]
 fn each_row<T: Real>(
     from: &Array2<T>,
     (from_row, from_column): At,

@@ -3,11 +3,12 @@
 use bitnet_formats::quant::NonFinite;
 use ndarray::Array2;
 
-use crate::ops::bit_linear::Activations;
+use crate::ops::codes::Activations;
 use crate::ops::rms_norm;
+use crate::ops::simd::vectorized;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
-use crate::tensor::{add, flat, row, row_mut, zeros};
+use crate::tensor::{add, flat, flat_mut, row, row_mut, zeros};
 
 /// An optional RmsNorm, followed by quantisation of its output.
 #[derive(Clone, Debug)]
@@ -29,12 +30,21 @@ pub struct NormTape<T> {
 }
 
 impl<T: Real> NormTape<T> {
-    /// Room for `len` tokens.
+    /// Room for `len` tokens that are quantised.
     pub fn new(len: usize, width: usize) -> Self {
+        Self::of(Activations::new(len, width), width)
+    }
+
+    /// Room for `len` tokens that are not.
+    pub fn of_values(len: usize, width: usize) -> Self {
+        Self::of(Activations::of_values(len, width), width)
+    }
+
+    fn of(activations: Activations<T>, width: usize) -> Self {
         Self {
-            activations: Activations::new(len, width),
-            r: vec![T::one(); len],
+            r: vec![T::one(); activations.scales.len()],
             d_gain: zeros(1, width),
+            activations,
         }
     }
 }
@@ -79,16 +89,27 @@ impl<T: Real> InputNorm<T> {
         quantize: bool,
         tape: &mut NormTape<T>,
     ) -> Result<(), NonFinite> {
-        for t in 0..x.nrows() {
-            let x = &row(x, t)[..self.width];
-            let y = row_mut(&mut tape.activations.codes, t);
-            match &self.gain {
-                Some(gain) => tape.r[t] = rms_norm::forward(x, flat(&gain.value), self.eps, y),
-                None => y.copy_from_slice(x),
+        tape.activations.codes.set_kind(quantize);
+        vectorized!((0..x.nrows()).try_for_each(|t| self.forward_token(x, t, tape)))
+    }
+
+    #[inline(always)]
+    fn forward_token(
+        &self,
+        x: &Array2<T>,
+        t: usize,
+        tape: &mut NormTape<T>,
+    ) -> Result<(), NonFinite> {
+        let x = &row(x, t)[..self.width];
+        match &self.gain {
+            Some(gain) => {
+                let (gain, r) = (flat(&gain.value), rms_norm::reciprocal(x, self.eps));
+                tape.r[t] = r;
+                let values = x.iter().zip(gain).map(|(x, gain)| (*x * r) * *gain);
+                tape.activations.set(t, values)
             }
-            tape.activations.quantize(t, quantize)?;
+            None => tape.activations.set(t, x.iter().copied()),
         }
-        Ok(())
     }
 
     /// Adds to the first `width` columns of `d_x` what `d_y` asks for. The quantiser passes
@@ -101,16 +122,20 @@ impl<T: Real> InputNorm<T> {
         d_x: &mut Array2<T>,
     ) {
         tape.d_gain.fill(T::zero());
-        for t in 0..x.nrows() {
-            let d_x = &mut row_mut(d_x, t)[..self.width];
-            let d_y = row(d_y, t);
-            match &self.gain {
-                Some(gain) => {
-                    let (gain, d_gain) = (flat(&gain.value), row_mut(&mut tape.d_gain, 0));
-                    rms_norm::backward(&row(x, t)[..self.width], gain, tape.r[t], d_y, d_x, d_gain);
-                }
-                None => d_x.iter_mut().zip(d_y).for_each(|(d_x, d_y)| *d_x += *d_y),
+        vectorized!({
+            for t in 0..x.nrows() {
+                let x = &row(x, t)[..self.width];
+                let d_x = &mut row_mut(d_x, t)[..self.width];
+                self.backward_token(x, row(d_y, t), tape.r[t], d_x, flat_mut(&mut tape.d_gain));
             }
+        });
+    }
+
+    #[inline(always)]
+    fn backward_token(&self, x: &[T], d_y: &[T], r: T, d_x: &mut [T], d_gain: &mut [T]) {
+        match &self.gain {
+            Some(gain) => rms_norm::backward(x, flat(&gain.value), r, d_y, d_x, d_gain),
+            None => d_x.iter_mut().zip(d_y).for_each(|(d_x, d_y)| *d_x += *d_y),
         }
     }
 

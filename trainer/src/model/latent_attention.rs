@@ -21,10 +21,10 @@ use crate::model::attention::{AttentionGrads, AttentionTape, AttentionTerm, Widt
 use crate::model::heads::{add_block, copy_block, gather, scatter};
 use crate::model::input_norm::InputNorm;
 use crate::ops::attention::HeadBuffers;
-use crate::ops::bit_linear::{
-    Activations, BitLinear, GradientJob, divide_by_scales, gradient_jobs,
-};
+use crate::ops::bit_linear::{BitLinear, GradientJob};
+use crate::ops::codes::Activations;
 use crate::ops::rope::Rope;
+use crate::ops::simd::vectorized;
 use crate::param::Param;
 use crate::real::Real;
 use crate::tensor::row_mut;
@@ -165,7 +165,6 @@ impl<T: Real> LatentAttention<T> {
     /// values alike.
     pub fn backward(
         &self,
-        x: &Activations<T>,
         rope: &Rope<T>,
         first: usize,
         tape: &mut AttentionTape<T>,
@@ -178,14 +177,11 @@ impl<T: Real> LatentAttention<T> {
         self.backward_latent(tape, grads);
         self.q_proj.backward_input(&grads.q, T::zero(), d_x);
         self.kv_a_proj.backward_input(&grads.kv_a, T::one(), d_x);
-        divide_by_scales(&mut grads.q, &x.scales);
-        divide_by_scales(&mut grads.kv_a, &x.scales);
     }
 
     fn backward_latent(&self, tape: &mut AttentionTape<T>, grads: &mut AttentionGrads<T>) {
         self.kv_b_proj
             .backward_input(&grads.kv_b, T::zero(), &mut grads.latent);
-        divide_by_scales(&mut grads.kv_b, &tape.latent.activations.scales);
         self.kv_a_norm
             .backward(&tape.kv_a, &grads.latent, &mut tape.latent, &mut grads.kv_a);
     }
@@ -198,26 +194,22 @@ impl<T: Real> LatentAttention<T> {
     ) {
         self.kv_a_norm
             .collect_gradient(terms.iter().map(|(_, tape, _)| &tape.latent));
-        let of = |d_y: fn(&AttentionGrads<T>) -> &Array2<T>| -> Vec<_> {
-            let term = |(x, _, g): &AttentionTerm<'a, T>| (d_y(g).view(), x.codes.view());
-            terms.iter().map(term).collect()
-        };
-        gradient_jobs(&mut self.q_proj.weight.grad, &of(|g| &g.q), jobs);
-        gradient_jobs(&mut self.kv_a_proj.weight.grad, &of(|g| &g.kv_a), jobs);
-        let of_latent: Vec<_> = terms
-            .iter()
-            .map(|(_, tape, g)| (g.kv_b.view(), tape.latent.activations.codes.view()))
-            .collect();
-        gradient_jobs(&mut self.kv_b_proj.weight.grad, &of_latent, jobs);
+        let [q, kv_a, kv_b] = self.linears_mut();
+        q.gradient(terms.iter().map(|(x, _, g)| (&g.q, *x)), jobs);
+        kv_a.gradient(terms.iter().map(|(x, _, g)| (&g.kv_a, *x)), jobs);
+        let of_latent = |(_, tape, g): &AttentionTerm<'a, T>| (&g.kv_b, &tape.latent.activations);
+        kv_b.gradient(terms.iter().map(of_latent), jobs);
     }
 
     /// Turns the rotary part of every query head and of the shared key.
     fn rotate(&self, q: &mut Array2<T>, kv_a: &mut Array2<T>, turn: impl Fn(usize, &mut [T])) {
-        for t in 0..q.nrows() {
-            for head in row_mut(q, t).chunks_exact_mut(self.nope + self.rope) {
-                turn(t, &mut head[self.nope..]);
+        vectorized!({
+            for t in 0..q.nrows() {
+                for head in row_mut(q, t).chunks_exact_mut(self.nope + self.rope) {
+                    turn(t, &mut head[self.nope..]);
+                }
+                turn(t, &mut row_mut(kv_a, t)[self.rank..]);
             }
-            turn(t, &mut row_mut(kv_a, t)[self.rank..]);
-        }
+        });
     }
 }

@@ -23,9 +23,12 @@ use crate::metrics::TensorRecord;
 use crate::model::block::Block;
 use crate::model::input_norm::InputNorm;
 use crate::model::sequence::{Part, Piece};
-use crate::ops::cross_entropy;
-use crate::ops::gemm::gemm;
+use crate::ops::codes::Codes;
+use crate::ops::gemm::{Precision, gemm};
+use crate::ops::ramp::Quantizers;
 use crate::ops::rope::Rope;
+use crate::ops::simd::vectorized;
+use crate::ops::target;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
 use crate::rng::{Rng, Stream};
@@ -53,7 +56,9 @@ pub struct Diverged {
 #[derive(Clone, Debug)]
 pub struct Model<T> {
     config: ModelConfig,
+    /// True with all quantisers on.
     quantize: bool,
+    quantizers: Quantizers,
     embedding: Param<T>,
     blocks: Vec<Block<T>>,
     final_norm: InputNorm<T>,
@@ -81,6 +86,10 @@ impl<T: Real> Model<T> {
         );
         Self {
             quantize,
+            quantizers: match quantize {
+                true => Quantizers::On,
+                false => Quantizers::Off,
+            },
             embedding: matrix("model.embed_tokens.weight"),
             blocks: (0..config.n_layers)
                 .map(|layer| Block::new(&config, layer))
@@ -134,17 +143,35 @@ impl<T: Real> Model<T> {
         params.map(|param| flat_mut(&mut param.grad))
     }
 
-    /// Makes the ternary codes follow the weights.
+    /// Turns the quantisers on, off, or part of the way.
+    pub fn set_quantizers(&mut self, quantizers: Quantizers) {
+        if self.quantizers != quantizers {
+            self.quantizers = quantizers;
+            self.quantize = quantizers == Quantizers::On;
+            self.refresh();
+        }
+    }
+
+    /// Makes the weights in use follow the master weights.
     pub fn refresh(&mut self) {
-        let quantize = self.quantize;
+        let quantizers = self.quantizers;
         let mut linears: Vec<_> = self
             .blocks
             .iter_mut()
             .flat_map(Block::linears_mut)
             .collect();
-        linears
-            .par_iter_mut()
-            .for_each(|linear| linear.refresh(quantize));
+        linears.par_iter_mut().for_each(|linear| match quantizers {
+            Quantizers::Ramp(lambda) => linear.refresh_blended(lambda),
+            Quantizers::On => linear.refresh(true),
+            Quantizers::Off => linear.refresh(false),
+        });
+    }
+
+    /// How the products of the backward pass of every BitLinear are read from now on.
+    pub fn set_precision(&mut self, precision: Precision) {
+        for linear in self.blocks.iter_mut().flat_map(Block::linears_mut) {
+            linear.precision = precision;
+        }
     }
 
     /// Share of the ternary weights that are zero.
@@ -152,7 +179,7 @@ impl<T: Real> Model<T> {
     pub fn zero_share(&self) -> f64 {
         let linears = self.blocks.iter().flat_map(Block::linears);
         let (zeros, all) = linears.fold((0.0, 0.0), |(zeros, all), linear| {
-            let size = linear.codes.len() as f64;
+            let size = linear.size() as f64;
             (zeros + linear.zero_share() * size, all + size)
         });
         zeros / all
@@ -163,7 +190,7 @@ impl<T: Real> Model<T> {
     pub fn flip_share(&self) -> f64 {
         let linears = self.blocks.iter().flat_map(Block::linears);
         let (flips, all) = linears.fold((0, 0), |(flips, all), linear| {
-            (flips + linear.flips(), all + linear.codes.len())
+            (flips + linear.flips(), all + linear.size())
         });
         flips as f64 / all as f64
     }
@@ -261,7 +288,7 @@ impl<T: Real> Model<T> {
         finished.map_err(diverged)
     }
 
-    /// Sum of the losses of a sequence in nats, one target for each id.
+    /// Sum of the losses of a sequence in nats, one target for each id; see [`target::IGNORED`].
     ///
     /// # Errors
     ///
@@ -276,8 +303,9 @@ impl<T: Real> Model<T> {
         let mut sum = 0.0;
         for piece in seq.pieces() {
             self.piece_logits(&piece, seq);
-            for (i, target) in targets[piece.positions].iter().enumerate() {
-                sum += cross_entropy::loss(row_mut(&mut seq.logits, i), *target as usize);
+            for (i, of_position) in targets[piece.positions].iter().enumerate() {
+                let logits = row_mut(&mut seq.logits, i);
+                sum += vectorized!(target::loss(logits, *of_position));
             }
         }
         Ok(sum)
@@ -323,7 +351,9 @@ impl<T: Real> Model<T> {
 
     /// `head . final_norm(h)` of a piece, into the first rows of `seq.logits`.
     fn piece_logits(&self, piece: &Piece, seq: &mut Sequence<T>) {
-        let hidden = &seq.parts[piece.part].last.activations.codes;
+        let Codes::Values(hidden) = &seq.parts[piece.part].last.activations.codes else {
+            unreachable!("the final norm does not quantise");
+        };
         let hidden = hidden.slice(s![piece.rows.clone(), ..]);
         let mut logits = seq.logits.slice_mut(s![..piece.rows.len(), ..]);
         let head = self.head.as_ref().unwrap_or(&self.embedding);

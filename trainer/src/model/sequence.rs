@@ -12,6 +12,7 @@ use ndarray::Array2;
 use crate::model::block::{BlockGrads, BlockTape};
 use crate::model::input_norm::NormTape;
 use crate::ops::attention::HeadBuffers;
+use crate::ops::dropout::Dropout;
 use crate::real::Real;
 use crate::tensor::zeros;
 
@@ -117,6 +118,16 @@ impl<T: Real> Sequence<T> {
         self
     }
 
+    /// Which features the blocks leave out; none until this is called.
+    pub fn set_dropout(&mut self, dropout: Dropout) {
+        for part in &mut self.parts {
+            let of_part = dropout.from_position(part.first);
+            part.tapes
+                .iter_mut()
+                .for_each(|tape| tape.dropout = of_part);
+        }
+    }
+
     /// Runs up to `heads` heads of a layer at the same time. Changes no result.
     #[must_use]
     pub fn with_heads(mut self, heads: usize) -> Self {
@@ -180,7 +191,7 @@ impl<T: Real> Part<T> {
             hidden: zeros(len, hidden),
             inputs: (0..inputs).map(|_| zeros(len, hidden)).collect(),
             tapes: (0..tapes).map(|_| BlockTape::new(config, len)).collect(),
-            last: NormTape::new(len, hidden),
+            last: NormTape::of_values(len, hidden),
         }
     }
 }

@@ -5,6 +5,7 @@ use bitnet_formats::Activation;
 use crate::real::Real;
 
 /// `1 / (1 + e^-x)` without overflow on either side.
+#[inline(always)]
 fn sigmoid<T: Real>(x: T) -> T {
     let e = (-x.abs()).exp_negative();
     let positive = T::one() / (T::one() + e);
@@ -15,11 +16,13 @@ fn sigmoid<T: Real>(x: T) -> T {
     }
 }
 
+#[inline(always)]
 fn relu<T: Real>(x: T) -> T {
     if x > T::zero() { x } else { T::zero() }
 }
 
 /// `product = f(gate) * up`, element by element.
+#[inline(always)]
 pub fn forward<T: Real>(f: Activation, gate: &[T], up: &[T], product: &mut [T]) {
     let inputs = gate.iter().zip(up);
     match f {
@@ -40,6 +43,7 @@ pub fn forward<T: Real>(f: Activation, gate: &[T], up: &[T], product: &mut [T]) 
 /// Writes `d_gate` and `d_up` for a given `d_product`.
 ///
 /// Squared ReLU: `f' = 2 max(x, 0)`. SiLU: `f' = s (1 + x (1 - s))` with `s = sigmoid(x)`.
+#[inline(always)]
 pub fn backward<T: Real>(
     f: Activation,
     (gate, up): (&[T], &[T]),

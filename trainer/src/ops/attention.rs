@@ -10,8 +10,9 @@ use ndarray::{Array2, ArrayViewMut2, s};
 
 use crate::ops::gemm::gemm;
 use crate::ops::reduce::{dot, maximum, sum};
+use crate::ops::simd::vectorized;
 use crate::real::Real;
-use crate::tensor::{row, zeros};
+use crate::tensor::{row, row_mut, zeros};
 
 /// Query rows per tile.
 const TILE: usize = 64;
@@ -77,9 +78,9 @@ impl<T: Real> HeadBuffers<T> {
             let end = len.min(start + TILE);
             self.tile_scores(start, end);
             for (i, lse) in (start..end).zip(&mut log_sum_exp[start..end]) {
-                let scores = self.scores.slice_mut(s![i - start, ..end]);
+                let scores = &mut row_mut(&mut self.scores, i - start)[..end];
                 let seen = self.first_seen[i]..i + 1;
-                *lse = softmax_of(scores.into_slice().expect("a row"), seen);
+                *lse = vectorized!(softmax_of(scores, seen));
             }
             let p = self.scores.slice(s![..end - start, ..end]);
             let out = self.out.slice_mut(s![start..end, ..]);
@@ -100,9 +101,11 @@ impl<T: Real> HeadBuffers<T> {
             let end = len.min(start + TILE);
             self.tile_scores(start, end);
             self.tile_d_probabilities(start, end);
-            for (i, lse) in (start..end).zip(&log_sum_exp[start..end]) {
-                self.row_d_scores(start, i, end, *lse);
-            }
+            vectorized!({
+                for (i, lse) in (start..end).zip(&log_sum_exp[start..end]) {
+                    self.row_d_scores(start, i, end, *lse);
+                }
+            });
             self.tile_gradients(start, end);
         }
     }
@@ -125,13 +128,12 @@ impl<T: Real> HeadBuffers<T> {
     }
 
     /// Row `i`: scores become probabilities, `dP` becomes `dS`; both zero where nothing is seen.
+    #[inline(always)]
     fn row_d_scores(&mut self, start: usize, i: usize, end: usize, log_sum_exp: T) {
         let first = self.first_seen[i];
         let pull = dot(row(&self.d_out, i), row(&self.out, i));
-        let mut p = self.scores.slice_mut(s![i - start, ..end]);
-        let mut d = self.d_scores.slice_mut(s![i - start, ..end]);
-        let p = p.as_slice_mut().expect("a row");
-        let d = d.as_slice_mut().expect("a row");
+        let p = &mut row_mut(&mut self.scores, i - start)[..end];
+        let d = &mut row_mut(&mut self.d_scores, i - start)[..end];
         for (p, d) in p[first..=i].iter_mut().zip(&mut d[first..=i]) {
             let difference = *p - log_sum_exp;
             *p = if difference > T::zero() {
@@ -171,6 +173,7 @@ fn tile<T>(buffer: &mut Array2<T>, start: usize, end: usize) -> ArrayViewMut2<'_
 }
 
 /// Softmax over the scores that are seen, zeros elsewhere; returns the log-sum-exp.
+#[inline(always)]
 fn softmax_of<T: Real>(scores: &mut [T], seen: Range<usize>) -> T {
     scores[..seen.start].fill(T::zero());
     scores[seen.end..].fill(T::zero());

@@ -12,61 +12,32 @@
 //! gradient is that of the linear map with the codes frozen, and weights beyond the clamp go on
 //! learning. With quantisation off, codes are the values themselves and every scale is 1.
 
-use bitnet_formats::WeightScale;
-use bitnet_formats::quant::{self, NonFinite};
+use bitnet_formats::quant;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Dimension, s};
 use rayon::prelude::*;
 
-use crate::ops::gemm::gemm;
+use crate::ops::codes::{Activations, Codes};
+use crate::ops::gemm::{ExactProduct, Operand, Precision, Product, gemm};
+use crate::ops::ramp;
+use crate::ops::simd::vectorized;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
-use crate::tensor::{flat, flat_mut, row_mut, zeros};
+use crate::tensor::{flat, flat_mut};
 
 /// Output rows of a weight gradient that one job computes. A constant, so that the sums do not
 /// depend on the number of threads.
 const JOB_ROWS: usize = 128;
-
-/// Activations as a BitLinear reads them: integer codes, and a scale for each token.
-#[derive(Clone, Debug)]
-pub struct Activations<T> {
-    /// `[len, width]`: integers in -128..=127 held as floats, or plain values.
-    pub codes: Array2<T>,
-    /// `[len]`: a value is about its code divided by this.
-    pub scales: Vec<f32>,
-}
-
-impl<T: Real> Activations<T> {
-    /// Room for `len` tokens.
-    pub fn new(len: usize, width: usize) -> Self {
-        Self {
-            codes: zeros(len, width),
-            scales: vec![1.0; len],
-        }
-    }
-
-    /// Quantises token `t`, whose values are in `codes`; leaves them be with quantisation off.
-    ///
-    /// # Errors
-    ///
-    /// [`NonFinite`] from the quantiser.
-    pub fn quantize(&mut self, t: usize, on: bool) -> Result<(), NonFinite> {
-        if on {
-            self.scales[t] = T::quantize_token(row_mut(&mut self.codes, t))?;
-        } else {
-            self.scales[t] = 1.0;
-        }
-        Ok(())
-    }
-}
 
 /// A linear map without bias whose weights are ternary in use and f32 at rest.
 #[derive(Clone, Debug)]
 pub struct BitLinear<T> {
     /// Master weights `[outputs, inputs]` and their gradient.
     pub weight: Param<T>,
+    /// How the products of the backward pass are read.
+    pub precision: Precision,
     /// What products use: ternary codes, or the weights themselves. Follows `weight` by
     /// [`BitLinear::refresh`].
-    pub codes: Array2<T>,
+    codes: Codes<T>,
     scale: f32,
     /// Codes that the last refresh changed.
     flips: usize,
@@ -77,7 +48,8 @@ impl<T: Real> BitLinear<T> {
     pub fn new(name: String, outputs: usize, inputs: usize) -> Self {
         Self {
             weight: Param::new(name, ParamKind::Linear, outputs, inputs),
-            codes: zeros(outputs, inputs),
+            precision: Precision::F32,
+            codes: Codes::int8(outputs, inputs),
             scale: 1.0,
             flips: 0,
         }
@@ -85,48 +57,82 @@ impl<T: Real> BitLinear<T> {
 
     /// Makes the codes follow the weights. Call after every change of the weights.
     pub fn refresh(&mut self, quantize: bool) {
-        self.flips = 0;
-        if quantize {
-            self.scale = quant::weight_scale(absmean(flat(&self.weight.value)));
-            let codes = flat_mut(&mut self.codes).iter_mut();
-            for (code, w) in codes.zip(flat(&self.weight.value)) {
-                let new = T::from_f32(f32::from(quant::ternary_code(w.narrow(), self.scale)));
-                self.flips += usize::from(new != *code);
-                *code = new;
+        self.codes.set_kind(quantize);
+        (self.flips, self.scale) = (0, 1.0);
+        match &mut self.codes {
+            Codes::Int8(codes) => {
+                self.scale = quant::weight_scale(absmean(flat(&self.weight.value)));
+                self.flips = ternary(flat(&self.weight.value), self.scale, flat_mut(codes));
             }
-        } else {
-            self.scale = 1.0;
-            flat_mut(&mut self.codes).copy_from_slice(flat(&self.weight.value));
+            Codes::Values(values) => values.assign(&self.weight.value),
+        }
+    }
+
+    /// Makes the weights in use follow, on their way to ternary: see [`ramp`].
+    pub fn refresh_blended(&mut self, lambda: f32) {
+        self.refresh(false);
+        if let Codes::Values(values) = &mut self.codes {
+            let weights = flat(&self.weight.value);
+            let scale = quant::weight_scale(absmean(weights));
+            ramp::blend(weights, scale, lambda, flat_mut(values));
         }
     }
 
     /// `y[t] = (x.codes[t] . codes^T) * factor[t]`.
     pub fn forward(&self, x: &Activations<T>, y: &mut Array2<T>) {
-        gemm(
-            T::one(),
-            x.codes.view(),
-            self.codes.t(),
-            T::zero(),
-            y.view_mut(),
-        );
-        let width = y.ncols();
-        let rows = flat_mut(y).chunks_exact_mut(width);
-        for (row, act_scale) in rows.zip(&x.scales) {
-            let factor = quant::linear_factor(WeightScale::Divide, self.scale, *act_scale);
-            let factor = T::from_f32(factor);
-            row.iter_mut().for_each(|y| *y *= factor);
+        match (x.codes.operand(), self.codes.operand()) {
+            (Operand::Codes(x_codes), Operand::Codes(w)) => {
+                let product = ExactProduct {
+                    x: x_codes,
+                    x_scales: &x.scales,
+                    w,
+                    w_scale: self.scale,
+                };
+                T::exact_product(&product, y.view_mut());
+            }
+            (Operand::Values(x), Operand::Values(w)) => {
+                gemm(T::one(), x, w.reversed_axes(), T::zero(), y.view_mut());
+            }
+            _ => unreachable!("weights and activations are quantised together"),
         }
     }
 
     /// `d_x = (1/s) d_y . codes + keep * d_x`; `keep` is 0 or 1.
     pub fn backward_input(&self, d_y: &Array2<T>, keep: T, d_x: &mut Array2<T>) {
-        let alpha = T::from_f32(1.0 / self.scale);
-        gemm(alpha, d_y.view(), self.codes.view(), keep, d_x.view_mut());
+        let product = Product {
+            alpha: T::from_f32(1.0 / self.scale),
+            a: d_y.view(),
+            scales: &[],
+            b: self.codes.operand(),
+            beta: keep,
+            precision: self.precision,
+        };
+        T::product(&product, d_x.view_mut());
+    }
+
+    /// Queues the gradient of the weights; `terms` holds `(d_y, x)` of each sequence, in batch order.
+    pub fn gradient<'a>(
+        &'a mut self,
+        terms: impl Iterator<Item = (&'a Array2<T>, &'a Activations<T>)>,
+        jobs: &mut Vec<GradientJob<'a, T>>,
+    ) {
+        let term = |(d_y, x): (&'a Array2<T>, &'a Activations<T>)| Term {
+            d_y: d_y.view(),
+            scales: &x.scales,
+            x: x.codes.operand(),
+        };
+        let terms: Vec<_> = terms.map(term).collect();
+        gradient_jobs(&mut self.weight.grad, &terms, self.precision, jobs);
     }
 
     /// Codes that the last [`BitLinear::refresh`] changed; 0 without quantisers.
     pub const fn flips(&self) -> usize {
         self.flips
+    }
+
+    /// Weights it has.
+    pub fn size(&self) -> usize {
+        self.weight.value.len()
     }
 
     /// Mean magnitude of the weights; 1 without quantisers.
@@ -136,30 +142,42 @@ impl<T: Real> BitLinear<T> {
 
     /// Share of weights whose code is zero.
     pub fn zero_share(&self) -> f64 {
-        let zeros = self.codes.iter().filter(|c| c.is_zero()).count();
-        zeros as f64 / self.codes.len() as f64
+        let zeros = match &self.codes {
+            Codes::Int8(codes) => codes.iter().filter(|c| **c == 0).count(),
+            Codes::Values(values) => values.iter().filter(|w| w.is_zero()).count(),
+        };
+        zeros as f64 / self.size() as f64
     }
 }
 
-/// Divides each token of `d_y` by its activation scale: what a weight gradient multiplies with the
-/// codes.
-pub fn divide_by_scales<T: Real>(d_y: &mut Array2<T>, scales: &[f32]) {
-    let width = d_y.ncols();
-    for (row, scale) in flat_mut(d_y).chunks_exact_mut(width).zip(scales) {
-        let beta = T::from_f32(1.0 / scale);
-        row.iter_mut().for_each(|g| *g *= beta);
-    }
+/// Sets `codes` to those of `weights`; returns how many changed.
+fn ternary<T: Real>(weights: &[T], scale: f32, codes: &mut [i8]) -> usize {
+    vectorized!({
+        let mut flips = 0;
+        for (codes, weights) in codes.chunks_mut(256).zip(weights.chunks(256)) {
+            let mut changed = 0u16;
+            for (code, w) in codes.iter_mut().zip(weights) {
+                let new = quant::ternary_code(w.narrow(), scale);
+                changed += u16::from(new != *code);
+                *code = new;
+            }
+            flips += usize::from(changed);
+        }
+        flips
+    })
 }
 
 fn absmean<T: Real>(weights: &[T]) -> f32 {
     let mut mean = quant::AbsMean::default();
     let mut block = [0.0; 1024];
-    for values in weights.chunks(block.len()) {
-        for (x, w) in block.iter_mut().zip(values) {
-            *x = w.narrow();
+    vectorized!({
+        for values in weights.chunks(block.len()) {
+            for (x, w) in block.iter_mut().zip(values) {
+                *x = w.narrow();
+            }
+            mean.update(&block[..values.len()]);
         }
-        mean.update(&block[..values.len()]);
-    }
+    });
     mean.mean()
 }
 
@@ -175,61 +193,84 @@ pub enum Sum {
     Onto,
 }
 
-/// A block of rows of a weight gradient: the sum over parts of `d_y[:, rows]^T . x`.
+/// What one part adds to a weight gradient: `(d_y / scales)^T . x`.
+#[derive(Clone, Copy, Debug)]
+pub struct Term<'a, T> {
+    /// `[len, outputs]`.
+    pub d_y: ArrayView2<'a, T>,
+    /// Scales of the activations; none for 1.
+    pub scales: &'a [f32],
+    /// `[len, inputs]`.
+    pub x: Operand<'a, T>,
+}
+
+/// A block of rows of a weight gradient: the sum over parts of `(d_y / scales)[:, rows]^T . x`.
 ///
 /// Parts add in order, whoever runs the job.
 pub struct GradientJob<'a, T> {
     grad: ArrayViewMut2<'a, T>,
-    first_row: usize,
-    terms: Vec<(ArrayView2<'a, T>, ArrayView2<'a, T>)>,
+    terms: RowTerms<'a, T>,
 }
 
 impl<T: Real> GradientJob<'_, T> {
     /// `spare` is memory to use again from job to job.
     fn run(mut self, sum: Sum, spare: &mut Vec<T>) {
-        let first = self.first_row;
         match sum {
-            Sum::Fresh => add_terms(&self.terms, first, T::zero(), self.grad.view_mut()),
-            Sum::Further => add_terms(&self.terms, first, T::one(), self.grad.view_mut()),
+            Sum::Fresh => self.terms.add_to(self.grad, T::zero()),
+            Sum::Further => self.terms.add_to(self.grad, T::one()),
             Sum::Onto => {
                 let shape = self.grad.raw_dim();
                 spare.resize(shape.size(), T::zero());
                 let own = ArrayViewMut2::from_shape(shape, spare);
                 let mut own = own.expect("as many elements as the shape has");
-                add_terms(&self.terms, first, T::zero(), own.view_mut());
+                self.terms.add_to(own.view_mut(), T::zero());
                 self.grad += &own;
             }
         }
     }
 }
 
-/// `grad = keep * grad` and the sum of the terms' rows from `first` on; `keep` is 0 or 1.
-fn add_terms<T: Real>(
-    terms: &[(ArrayView2<'_, T>, ArrayView2<'_, T>)],
-    first: usize,
-    mut keep: T,
-    mut grad: ArrayViewMut2<'_, T>,
-) {
-    let rows = first..first + grad.nrows();
-    for (d_y, x) in terms {
-        let d_y = d_y.slice(s![.., rows.clone()]);
-        gemm(T::one(), d_y.t(), *x, keep, grad.view_mut());
-        keep = T::one();
+/// What all parts add to some rows of a weight gradient.
+struct RowTerms<'a, T> {
+    first_row: usize,
+    terms: Vec<Term<'a, T>>,
+    precision: Precision,
+}
+
+impl<T: Real> RowTerms<'_, T> {
+    /// `grad = keep * grad` and the terms, in order; `keep` is 0 or 1.
+    fn add_to(&self, mut grad: ArrayViewMut2<'_, T>, mut keep: T) {
+        let rows = self.first_row..self.first_row + grad.nrows();
+        for term in self.terms.iter().copied() {
+            let product = Product {
+                alpha: T::one(),
+                a: term.d_y.slice_move(s![.., rows.clone()]).reversed_axes(),
+                scales: term.scales,
+                b: term.x,
+                beta: keep,
+                precision: self.precision,
+            };
+            T::product(&product, grad.view_mut());
+            keep = T::one();
+        }
     }
 }
 
-/// Splits one gradient into jobs. `terms` holds `(d_y, x)` of each part, in batch order; there is at
-/// least one.
+/// Splits one gradient into jobs. `terms` are of the parts, in batch order; there is at least one.
 pub fn gradient_jobs<'a, T: Real>(
     grad: &'a mut Array2<T>,
-    terms: &[(ArrayView2<'a, T>, ArrayView2<'a, T>)],
+    terms: &[Term<'a, T>],
+    precision: Precision,
     jobs: &mut Vec<GradientJob<'a, T>>,
 ) {
     let blocks = grad.axis_chunks_iter_mut(Axis(0), JOB_ROWS);
     jobs.extend(blocks.enumerate().map(|(i, grad)| GradientJob {
         grad,
-        first_row: i * JOB_ROWS,
-        terms: terms.to_vec(),
+        terms: RowTerms {
+            first_row: i * JOB_ROWS,
+            terms: terms.to_vec(),
+            precision,
+        },
     }));
 }
 
@@ -244,6 +285,8 @@ mod tests {
     use super::*;
     use crate::ops::check::{assert_gradient, dot, normals};
     use crate::rng::{Rng, Stream};
+    use crate::tensor::zeros;
+    use bitnet_formats::WeightScale;
 
     const LEN: usize = 5;
     const OUTPUTS: usize = 6;
@@ -258,22 +301,27 @@ mod tests {
 
     fn activations(quantize: bool, x: &[f64]) -> Activations<f64> {
         let mut a = Activations::new(LEN, INPUTS);
-        flat_mut(&mut a.codes).copy_from_slice(x);
-        (0..LEN).for_each(|t| a.quantize(t, quantize).unwrap());
+        a.codes.set_kind(quantize);
+        (0..LEN).for_each(|t| a.set(t, x[t * INPUTS..][..INPUTS].iter().copied()).unwrap());
         a
+    }
+
+    fn code(codes: &Codes<f64>, i: usize, j: usize) -> f64 {
+        let Codes::Int8(codes) = codes else {
+            panic!("not quantised");
+        };
+        f64::from(codes[[i, j]])
     }
 
     /// `(d_x, d_w)` of a layer for the output gradient `d_y`.
     fn gradients(quantize: bool, x: &[f64], w: &[f64], d_y: &[f64]) -> (Array2<f64>, Array2<f64>) {
         let mut layer = layer(quantize, w);
         let a = activations(quantize, x);
-        let mut d_y = Array2::from_shape_vec((LEN, OUTPUTS), d_y.to_vec()).unwrap();
+        let d_y = Array2::from_shape_vec((LEN, OUTPUTS), d_y.to_vec()).unwrap();
         let mut d_x = zeros(LEN, INPUTS);
         layer.backward_input(&d_y, 0.0, &mut d_x);
-        divide_by_scales(&mut d_y, &a.scales);
         let mut jobs = Vec::new();
-        let terms = [(d_y.view(), a.codes.view())];
-        gradient_jobs(&mut layer.weight.grad, &terms, &mut jobs);
+        layer.gradient([(&d_y, &a)].into_iter(), &mut jobs);
         run_jobs(jobs, Sum::Fresh);
         (d_x, layer.weight.grad)
     }
@@ -304,7 +352,7 @@ mod tests {
         for t in 0..LEN {
             for i in 0..INPUTS {
                 let closed: f64 = (0..OUTPUTS)
-                    .map(|o| weights[t * OUTPUTS + o] * frozen.codes[[o, i]] / scale)
+                    .map(|o| weights[t * OUTPUTS + o] * code(&frozen.codes, o, i) / scale)
                     .sum();
                 assert!((d_x[[t, i]] - closed).abs() < 1e-6, "d_x {t} {i}");
             }
@@ -312,7 +360,9 @@ mod tests {
         for o in 0..OUTPUTS {
             for i in 0..INPUTS {
                 let closed: f64 = (0..LEN)
-                    .map(|t| weights[t * OUTPUTS + o] * a.codes[[t, i]] / f64::from(a.scales[t]))
+                    .map(|t| {
+                        weights[t * OUTPUTS + o] * code(&a.codes, t, i) / f64::from(a.scales[t])
+                    })
                     .sum();
                 assert!((d_w[[o, i]] - closed).abs() < 1e-6, "d_w {o} {i}");
             }
@@ -335,11 +385,11 @@ mod tests {
         let mut y = zeros(LEN, OUTPUTS);
         layer.forward(&a, &mut y);
         for ((t, o), y) in y.indexed_iter() {
-            let z: i32 = (0..INPUTS)
-                .map(|i| a.codes[[t, i]] as i32 * layer.codes[[o, i]] as i32)
+            let z: f64 = (0..INPUTS)
+                .map(|i| code(&a.codes, t, i) * code(&layer.codes, o, i))
                 .sum();
             let factor = quant::linear_factor(WeightScale::Divide, layer.scale, a.scales[t]);
-            assert_eq!(*y, f64::from(z) * f64::from(factor));
+            assert_eq!(*y, z * f64::from(factor));
         }
     }
 
@@ -351,8 +401,9 @@ mod tests {
         let before = layer.codes.clone();
         flat_mut(&mut layer.weight.value)[3] *= -20.0;
         layer.refresh(true);
-        let changed = flat(&before).iter().zip(flat(&layer.codes));
-        let changed = changed.filter(|(a, b)| a != b).count();
+        let at = (0..OUTPUTS).flat_map(|o| (0..INPUTS).map(move |i| (o, i)));
+        let changed = at.filter(|(o, i)| code(&before, *o, *i) != code(&layer.codes, *o, *i));
+        let changed = changed.count();
         assert!(changed > 0 && layer.flips() == changed);
     }
 

@@ -4,6 +4,7 @@ use crate::ops::reduce::{maximum, sum};
 use crate::real::Real;
 
 /// Loss of one position in nats; its logits are lost.
+#[inline(always)]
 pub fn loss<T: Real>(logits: &mut [T], target: usize) -> f64 {
     let (log_sum, of_target, _) = exponentials(logits, target);
     log_sum - of_target
@@ -11,6 +12,7 @@ pub fn loss<T: Real>(logits: &mut [T], target: usize) -> f64 {
 
 /// As [`loss`], and turns the logits into their gradient times `weight`:
 /// `weight * (softmax - onehot)`.
+#[inline(always)]
 pub fn loss_and_gradient<T: Real>(logits: &mut [T], target: usize, weight: T) -> f64 {
     let (log_sum, of_target, sum) = exponentials(logits, target);
     let norm = weight / sum;
@@ -23,6 +25,7 @@ pub fn loss_and_gradient<T: Real>(logits: &mut [T], target: usize, weight: T) ->
 
 /// Turns logits into `exp(x - max)`; returns the log of their sum, the target's `x - max`, and the
 /// sum. An infinite logit or a NaN makes the sum NaN, and so reaches the loss.
+#[inline(always)]
 fn exponentials<T: Real>(logits: &mut [T], target: usize) -> (f64, f64, T) {
     let max = maximum(logits);
     let of_target = (logits[target] - max).widen();

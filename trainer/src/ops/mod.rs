@@ -6,11 +6,16 @@
 pub mod activation;
 pub mod attention;
 pub mod bit_linear;
+pub mod codes;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod gemm;
+pub mod ramp;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
+pub(crate) mod simd;
+pub mod target;
 
 #[cfg(test)]
 pub(crate) mod check;

@@ -7,6 +7,7 @@ use crate::real::Real;
 const LANES: usize = 16;
 
 /// Sum of products.
+#[inline(always)]
 pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     let mut lanes = [T::zero(); LANES];
     let (a_blocks, a_tail) = a.as_chunks::<LANES>();
@@ -23,6 +24,7 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
 }
 
 /// Sum of products of three.
+#[inline(always)]
 pub fn dot3<T: Real>(a: &[T], b: &[T], c: &[T]) -> T {
     let mut lanes = [T::zero(); LANES];
     let (a_blocks, a_tail) = a.as_chunks::<LANES>();
@@ -41,12 +43,14 @@ pub fn dot3<T: Real>(a: &[T], b: &[T], c: &[T]) -> T {
 }
 
 /// Sum.
+#[inline(always)]
 pub fn sum<T: Real>(a: &[T]) -> T {
     reduce(a, T::zero(), |a, b| a + b)
 }
 
 /// The largest; minus infinity for nothing. A NaN may be missed: what comes after must not rely on
 /// this to find one.
+#[inline(always)]
 pub fn maximum<T: Real>(a: &[T]) -> T {
     reduce(a, T::neg_infinity(), |a, b| if b > a { b } else { a })
 }

@@ -27,31 +27,36 @@ impl<T: Real> Rope<T> {
     }
 
     /// Turns one head of one token in place: `x1 c - x2 s`, `x2 c + x1 s`.
+    #[inline(always)]
     pub fn rotate(&self, pos: usize, head: &mut [T]) {
-        let (low, high) = head.split_at_mut(head.len() / 2);
-        for (i, (c, s)) in row(&self.cos, pos)
-            .iter()
-            .zip(row(&self.sin, pos))
-            .enumerate()
-        {
-            let (x1, x2) = (low[i], high[i]);
-            low[i] = x1 * *c - x2 * *s;
-            high[i] = x2 * *c + x1 * *s;
+        for (low, high, c, s) in self.pairs(pos, head) {
+            let (x1, x2) = (*low, *high);
+            *low = x1 * c - x2 * s;
+            *high = x2 * c + x1 * s;
         }
     }
 
     /// Turns a gradient back: the transpose of [`Rope::rotate`].
+    #[inline(always)]
     pub fn rotate_back(&self, pos: usize, head: &mut [T]) {
-        let (low, high) = head.split_at_mut(head.len() / 2);
-        for (i, (c, s)) in row(&self.cos, pos)
-            .iter()
-            .zip(row(&self.sin, pos))
-            .enumerate()
-        {
-            let (g1, g2) = (low[i], high[i]);
-            low[i] = g1 * *c + g2 * *s;
-            high[i] = g2 * *c - g1 * *s;
+        for (low, high, c, s) in self.pairs(pos, head) {
+            let (g1, g2) = (*low, *high);
+            *low = g1 * c + g2 * s;
+            *high = g2 * c - g1 * s;
         }
+    }
+
+    /// What turns together, with cosine and sine.
+    #[inline(always)]
+    fn pairs<'h>(
+        &self,
+        pos: usize,
+        head: &'h mut [T],
+    ) -> impl Iterator<Item = (&'h mut T, &'h mut T, T, T)> {
+        let (low, high) = head.split_at_mut(head.len() / 2);
+        let turns = row(&self.cos, pos).iter().zip(row(&self.sin, pos));
+        let pairs = low.iter_mut().zip(high).zip(turns);
+        pairs.map(|((low, high), (c, s))| (low, high, *c, *s))
     }
 }
 

@@ -13,7 +13,7 @@ pub struct Host {
 }
 
 /// Names of the numbers at `info()`, in order.
-const INFO: [&str; 14] = [
+const INFO: [&str; 15] = [
     "abi",
     "isa",
     "hidden_size",
@@ -24,6 +24,7 @@ const INFO: [&str; 14] = [
     "self_tests",
     "module_bytes",
     "file_bytes",
+    "weight_bytes",
     "kv_bytes",
     "scratch_bytes",
     "other_bytes",

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use bitnet_runtime::{
     AlignedBuffer, Archive, KvType, LoadOptions, Model, Sampler, SamplerConfig, Session,
-    SessionConfig, Tokenizer, sampler::Candidate,
+    SessionConfig, Tokenizer, sampler::Candidate, weight_plan,
 };
+use bitnet_tests::packed::packed;
 use bitnet_wasm_engine::{Host, Step};
 
 const MODULES: [(&str, u32); 2] = [("bitnet", 1), ("bitnet-simd", 2)];
@@ -219,15 +220,38 @@ fn memory_is_what_the_plan_says() {
         let names = [
             "module_bytes",
             "file_bytes",
+            "weight_bytes",
             "kv_bytes",
             "scratch_bytes",
             "other_bytes",
         ];
         let sum: u32 = names.iter().map(|name| host.info(name).unwrap()).sum();
         assert!(
-            planned - (sum as usize) < 65_536 + 7 * 64,
+            planned - (sum as usize) < 65_536 + 8 * 64,
             "{planned} for {sum}"
         );
+    }
+}
+
+/// A packed file is decoded to memory of its own, which is planned, and computes the same.
+#[test]
+fn a_packed_file_runs_alike() {
+    let bytes = packed(&shipped());
+    let archive = Archive::open(&bytes).unwrap();
+    let weight_bytes = weight_plan(&archive, &LoadOptions::smallest(&archive)).unwrap();
+    for (name, _) in MODULES {
+        let module = file(&format!("www/{name}.wasm"));
+        let mut host = Host::new(&module, Arc::from(&bytes[..])).unwrap();
+        host.checked("plan", (bytes.len() as u32, 128, 8)).unwrap();
+        let planned = host.info("memory_bytes").unwrap() as usize;
+        host.load(128, 8).unwrap();
+        assert_eq!(host.memory_bytes(), planned);
+        assert_eq!(host.info("weight_bytes").unwrap() as usize, weight_bytes);
+        for index in 0..host.info("self_tests").unwrap() {
+            assert_eq!(host.checked("self_test", index).unwrap(), 1, "{name}");
+        }
+        let greedy = native_ids(&PROMPT, 24, SamplerConfig::default());
+        assert_eq!(ids_of(&mut host, 24, u32::MAX), greedy, "{name}");
     }
 }
 
