@@ -33,6 +33,10 @@ ranks() {
     mpirun --allow-run-as-root --oversubscribe --bind-to none -n "$n" "$trainer" fit --data "$corpus" "$@"
 }
 
+# For `refused`, which runs commands in a shell of their own.
+export -f ranks
+export trainer corpus
+
 # The two folders hold the same run.
 same() {
     local file
@@ -60,7 +64,7 @@ compare() {
 refused() {
     local message="$1" code=0
     shift
-    timeout 60 "$@" >"$work/report" 2>&1 || code=$?
+    timeout 60 bash -c '"$@"' bash "$@" >"$work/report" 2>&1 || code=$?
     if [ "$code" = 0 ] || [ "$code" = 124 ] || ! grep -qF -- "$message" "$work/report"; then
         cat "$work/report"
         echo "exit code $code; expected another, and: $message" >&2
