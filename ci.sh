@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The project's checks, by name: ./ci.sh fmt | clippy | test | features | nostd | doc | bench-build | fuzz | cross | all
+# The project's checks, by name: ./ci.sh fmt | clippy | test | features | nostd | doc | bench-build | fuzz | cross | mpi | all
 # What cannot run on this machine is printed as SKIP, never left out silently.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -57,9 +57,12 @@ cross() {
     done
 }
 
+# Training by several processes over MPI, against the same by one.
+mpi() { tests/mpi.sh; }
+
 all() {
     local step
-    for step in fmt clippy test features nostd doc bench-build fuzz cross; do
+    for step in fmt clippy test features nostd doc bench-build fuzz cross mpi; do
         echo "== $step"
         "$step"
     done
@@ -68,7 +71,7 @@ all() {
 
 for step in "${@:-all}"; do
     case "$step" in
-        fmt | clippy | test | features | nostd | doc | bench-build | fuzz | cross | all) "$step" ;;
+        fmt | clippy | test | features | nostd | doc | bench-build | fuzz | cross | mpi | all) "$step" ;;
         *)
             echo "ci.sh: no check named '$step'; see the first lines of this file" >&2
             exit 2

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bitnet_formats::Preset;
@@ -15,13 +16,14 @@ use crate::corpus::DataOptions;
 use crate::data::{EncodedText, Input, TokenDataset};
 use crate::error::{Error, Result};
 use crate::eval::evaluate;
-use crate::fit::{FitOptions, Outcome, Start, fit, resolve, thread_pool};
+use crate::fit::{FitOptions, Outcome, Start, fit_together, resolve, thread_pool};
 use crate::init::Masters;
 use crate::keys::{self, KEYS};
 use crate::memory::{MemoryEstimate, Surroundings, mib};
 use crate::model::Keep;
 use crate::prepare::{PrepareOptions, prepare};
 use crate::progress::Progress;
+use crate::ranks::Ranks;
 use crate::recipe::Recipe;
 use crate::sample::{Prompt, SampleOptions, sample};
 use crate::settings::Settings;
@@ -299,8 +301,23 @@ fn run_fit(args: &FitArgs) -> anyhow::Result<()> {
         ignore_memory: args.ignore_memory,
     };
     let stop = stop_on_interrupt()?;
-    let outcome = fit(&options, &stop, &mut Progress::new())?;
-    print(&ending(&outcome, &args.out))
+    let ranks = Arc::new(Ranks::join()?);
+    let outcome = fit_together(&ranks, &options, &stop, &mut Progress::new());
+    match outcome {
+        Err(error) if ranks.count() > 1 => end_all(&ranks, &error),
+        Ok(outcome) if ranks.is_first() => print(&ending(&outcome, &args.out)),
+        outcome => outcome.map(|_| ()).map_err(Into::into),
+    }
+}
+
+/// Says what stopped this rank, and stops the others.
+fn end_all(ranks: &Ranks, error: &Error) -> ! {
+    if !ranks.is_first() {
+        // What is wrong for all, the first says, and ends the others before they say it again.
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    eprintln!("error: rank {}: {error}", ranks.rank());
+    ranks.abort(error.exit_code())
 }
 
 /// Ctrl-C asks for a checkpoint; a second one ends the program at once.
@@ -410,7 +427,7 @@ fn dry_run(args: &FitArgs) -> anyhow::Result<String> {
     let (settings, tokenizer) = resolve(&settings, tokenizer.as_ref(), init.as_ref(), &input)?;
     let data = TokenDataset::new(&tokenizer, &input, &settings.train)?;
     let pool = thread_pool(args.threads.map_or_else(all_cores, Ok)?)?;
-    let around = pool.install(|| Surroundings::now(&data));
+    let around = pool.install(|| Surroundings::now(&data, &Ranks::alone()));
     Ok(dry_run_text(
         &settings,
         &MemoryEstimate::choose(&settings, &around),

@@ -537,8 +537,12 @@ impl TokenDataset {
     /// that is resumed goes on where it was.
     fn starts(&self, settings: &TrainSettings, index: u64) -> Vec<usize> {
         let (len, context) = (self.train.tokens.len(), settings.context);
+        let index = match settings.order {
+            OrderKind::Repeat => 0,
+            _ => index,
+        };
         match settings.order {
-            OrderKind::Random => {
+            OrderKind::Random | OrderKind::Repeat => {
                 let mut rng = Rng::new(settings.seed, Stream::Batch, index);
                 let draw = |_| rng.below(len - context);
                 (0..settings.batch).map(draw).collect()
@@ -642,12 +646,13 @@ mod tests {
         let text: String = (0..500)
             .map(|i| char::from(b'a' + (i * i % 23) as u8))
             .collect();
-        for order in [OrderKind::Random, OrderKind::Shuffled] {
+        for order in [OrderKind::Random, OrderKind::Shuffled, OrderKind::Repeat] {
             let settings = TrainSettings { order, ..small() };
             let data = TokenDataset::new(&byte(false), &documents(&[&text]), &settings).unwrap();
             let batch = data.batch(&settings, 3).unwrap();
             assert_eq!(batch, data.batch(&settings, 3).unwrap());
-            assert_ne!(batch, data.batch(&settings, 4).unwrap());
+            let next = data.batch(&settings, 4).unwrap();
+            assert_eq!(batch == next, order == OrderKind::Repeat);
             let ids = data.train.tokens.read(0, 450).unwrap();
             for example in &batch {
                 assert_eq!(example.inputs[1..], example.targets[..7]);

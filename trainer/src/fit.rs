@@ -8,7 +8,7 @@ use std::time::Instant;
 use rayon::ThreadPool;
 
 use crate::chat::ChatEncoder;
-use crate::checkpoint::{BEST, RunFolder, RunState, copy_of_step};
+use crate::checkpoint::{BEST, RunFolder, RunState, SavedRun, copy_of_step};
 use crate::config_json;
 use crate::corpus::DataOptions;
 use crate::data::{EncodedText, Input, TokenDataset, check_tokenizer};
@@ -22,6 +22,7 @@ use crate::metrics::{MetricsLog, Record};
 use crate::model::{Keep, Model};
 use crate::plot::loss_svg;
 use crate::progress::Progress;
+use crate::ranks::Ranks;
 use crate::sample::{Prompt, SampleOptions, sample};
 use crate::settings::Settings;
 use crate::tokenizer::{Parts, Tokenizer, TokenizerKind};
@@ -96,6 +97,7 @@ pub enum Outcome {
 
 /// A run with everything it needs.
 struct Run<'a> {
+    ranks: Arc<Ranks>,
     trainer: Trainer,
     tokenizer: Tokenizer,
     data: TokenDataset,
@@ -126,9 +128,28 @@ pub fn thread_pool(threads: usize) -> Result<ThreadPool> {
 ///
 /// Anything in [`Error`]; a checkpoint that was there before is then still there.
 pub fn fit(options: &FitOptions, stop: &AtomicBool, progress: &mut Progress) -> Result<Outcome> {
+    fit_together(&Arc::new(Ranks::alone()), options, stop, progress)
+}
+
+/// As [`fit`], as one of several processes that share the work. The first writes the same bytes that
+/// it would write alone; the others write nothing.
+///
+/// # Errors
+///
+/// As [`fit`], and [`Error::Usage`] if the ranks have not all been given the same. The caller must
+/// then end all ranks.
+pub fn fit_together(
+    ranks: &Arc<Ranks>,
+    options: &FitOptions,
+    stop: &AtomicBool,
+    progress: &mut Progress,
+) -> Result<Outcome> {
     let input = Input::read(&options.data)?;
     let pool = thread_pool(options.threads)?;
     pool.install(|| {
+        if !ranks.is_first() {
+            return follow(ranks, options, stop, &input);
+        }
         let mut run = match &options.start {
             Start::Fresh {
                 settings,
@@ -139,9 +160,9 @@ pub fn fit(options: &FitOptions, stop: &AtomicBool, progress: &mut Progress) -> 
                 check_folder(options, *overwrite)?;
                 let init = init.as_deref();
                 let resolved = resolve(settings, tokenizer.as_ref(), init, &input)?;
-                Run::fresh(options, resolved, init, &input, progress)?
+                Run::fresh(ranks, options, resolved, init, &input, progress)?
             }
-            Start::Resume { steps } => Run::resume(options, *steps, &input, progress)?,
+            Start::Resume { steps } => Run::resume(ranks, options, *steps, &input, progress)?,
         };
         let outcome = run.train(options.stop_at, stop)?;
         run.progress.memory(&run.memory);
@@ -208,8 +229,99 @@ fn tokenizer(
     Ok(tokenizer)
 }
 
+/// What a rank that is not the first does: it takes the same steps, and neither writes nor speaks.
+fn follow(
+    ranks: &Arc<Ranks>,
+    options: &FitOptions,
+    stop: &AtomicBool,
+    input: &Input,
+) -> Result<Outcome> {
+    let (trainer, data) = match &options.start {
+        Start::Fresh {
+            settings,
+            tokenizer,
+            init,
+            ..
+        } => {
+            let init = init.as_deref();
+            let (settings, tokenizer) = resolve(settings, tokenizer.as_ref(), init, input)?;
+            let data = TokenDataset::new(&tokenizer, input, &settings.train)?;
+            let memory = check_start(ranks, options, (0, &settings), input, &data)?;
+            let end_of_text = data.train.end_of_text;
+            (trainer(&settings, init, end_of_text, memory.keep)?, data)
+        }
+        Start::Resume { steps } => {
+            let (saved, data, memory) = saved_run(ranks, options, *steps, input)?;
+            (resumed(saved, &data, &memory)?, data)
+        }
+    };
+    let mut trainer = trainer.shared_by(Arc::clone(ranks));
+    ranks.wait();
+    let steps = trainer.settings().train.steps;
+    while trainer.step() < steps && options.stop_at != Some(trainer.step()) {
+        let limit = ranks.share(None);
+        trainer.take_step(&data, limit, &options.out)?;
+        if ranks.any(stop.load(Ordering::Relaxed)) {
+            break;
+        }
+    }
+    Ok(Outcome::Stopped {
+        step: trainer.step(),
+    })
+}
+
+/// The run in the folder, not yet loaded, with its text; checked as far as that goes.
+fn saved_run(
+    ranks: &Ranks,
+    options: &FitOptions,
+    steps: Option<u64>,
+    input: &Input,
+) -> Result<(SavedRun, TokenDataset, MemoryEstimate)> {
+    let folder = RunFolder::new(&options.out);
+    if !folder.file("state.safetensors").exists() {
+        return Err(Error::Usage(format!(
+            "--resume: there is no run in {}; leave out --resume to begin one",
+            options.out.display()
+        )));
+    }
+    let mut saved = folder.open_state()?;
+    if let Some(steps) = steps {
+        extend(&mut saved.state, steps)?;
+    }
+    let state = &saved.state;
+    if input.fingerprint() != state.text_fingerprint {
+        return Err(Error::Data(format!(
+            "--data: the text is not the one that the run in {} began with; give the same files \
+             in the same order",
+            options.out.display()
+        )));
+    }
+    let tokenizer = folder.load_tokenizer()?;
+    let data = TokenDataset::new(&tokenizer, input, &state.settings.train)?;
+    check_export(options, &state.settings)?;
+    let start = (state.step, &state.settings);
+    let memory = check_start(ranks, options, start, input, &data)?;
+    Ok((saved, data, memory))
+}
+
+/// The run of a checkpoint.
+fn resumed(saved: SavedRun, data: &TokenDataset, memory: &MemoryEstimate) -> Result<Trainer> {
+    let (model, adam) = saved.load()?;
+    let RunState { settings, step, .. } = saved.state;
+    let (end_of_text, keep) = (data.train.end_of_text, memory.keep);
+    Ok(Trainer::resume(
+        settings,
+        end_of_text,
+        keep,
+        model,
+        adam,
+        step,
+    ))
+}
+
 impl<'a> Run<'a> {
     fn fresh(
+        ranks: &Arc<Ranks>,
         options: &FitOptions,
         (settings, tokenizer): (Settings, Tokenizer),
         init: Option<&Masters>,
@@ -219,60 +331,47 @@ impl<'a> Run<'a> {
         let folder = RunFolder::new(&options.out);
         let data = TokenDataset::new(&tokenizer, input, &settings.train)?;
         check_export(options, &settings)?;
-        let memory = check_memory(options, &settings, &data)?;
+        let memory = check_start(ranks, options, (0, &settings), input, &data)?;
         let trainer = trainer(&settings, init, data.train.end_of_text, memory.keep)?;
+        let trainer = trainer.shared_by(Arc::clone(ranks));
         let inherited = init.map(Masters::inherited).transpose()?;
+        ranks.wait();
         folder.clear()?;
         folder.save_description(&settings, &tokenizer)?;
         if let Some(inherited) = inherited {
             inherited.save(&folder)?;
         }
-        let run = Self::new(trainer, tokenizer, data, folder, input, memory, progress)?;
+        let run = Self::new(
+            ranks, trainer, tokenizer, data, folder, input, memory, progress,
+        )?;
         // Shows now, and not after an hour, that the folder can hold a checkpoint.
         run.save()?;
         Ok(run)
     }
 
     fn resume(
+        ranks: &Arc<Ranks>,
         options: &FitOptions,
         steps: Option<u64>,
         input: &Input,
         progress: &'a mut Progress,
     ) -> Result<Self> {
+        let (saved, data, memory) = saved_run(ranks, options, steps, input)?;
+        let trainer = resumed(saved, &data, &memory)?.shared_by(Arc::clone(ranks));
+        ranks.wait();
         let folder = RunFolder::new(&options.out);
-        if !folder.file("state.safetensors").exists() {
-            return Err(Error::Usage(format!(
-                "--resume: there is no run in {}; leave out --resume to begin one",
-                options.out.display()
-            )));
-        }
-        let mut saved = folder.open_state()?;
-        if let Some(steps) = steps {
-            extend(&mut saved.state, steps)?;
-        }
-        let state = &saved.state;
-        if input.fingerprint() != state.text_fingerprint {
-            return Err(Error::Data(format!(
-                "--data: the text is not the one that the run in {} began with; give the same files \
-                 in the same order",
-                options.out.display()
-            )));
-        }
         let tokenizer = folder.load_tokenizer()?;
-        let data = TokenDataset::new(&tokenizer, input, &state.settings.train)?;
-        check_export(options, &state.settings)?;
-        let memory = check_memory(options, &state.settings, &data)?;
-        let (model, adam) = saved.load()?;
-        let RunState { settings, step, .. } = saved.state;
-        folder.save_settings(&settings)?;
+        folder.save_settings(trainer.settings())?;
         // An interrupted save may have left the model of an earlier step.
-        folder.save_model(&model)?;
-        let end_of_text = data.train.end_of_text;
-        let trainer = Trainer::resume(settings, end_of_text, memory.keep, model, adam, step);
-        Self::new(trainer, tokenizer, data, folder, input, memory, progress)
+        folder.save_model(trainer.model())?;
+        Self::new(
+            ranks, trainer, tokenizer, data, folder, input, memory, progress,
+        )
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a field each")]
     fn new(
+        ranks: &Arc<Ranks>,
         trainer: Trainer,
         tokenizer: Tokenizer,
         data: TokenDataset,
@@ -288,6 +387,7 @@ impl<'a> Run<'a> {
         let prompt = prompt(&tokenizer, &data.validation)?;
         progress.begin(trainer.settings(), trainer.step(), &data, input.tally());
         Ok(Self {
+            ranks: Arc::clone(ranks),
             trainer,
             tokenizer,
             data,
@@ -312,6 +412,7 @@ impl<'a> Run<'a> {
             let begun = Instant::now();
             let quantized = train.lambda(self.trainer.step()).is_none();
             let limit = norm_limit(self.metrics.records(), train.spike_factor, quantized);
+            let limit = self.ranks.share(limit);
             let step = self
                 .trainer
                 .take_step(&self.data, limit, self.folder.path())?;
@@ -329,7 +430,7 @@ impl<'a> Run<'a> {
             }
             let early = evaluated.then(|| self.early_stop()).flatten();
             let stopping = stop.load(Ordering::Relaxed) || stop_at == Some(step.step);
-            let stopping = stopping || early.is_some();
+            let stopping = self.ranks.any(stopping || early.is_some());
             if stopping || is_due(step.step, train.save_every, train.steps) {
                 self.save()?;
                 self.keep_last()?;
@@ -468,13 +569,20 @@ fn check_export(options: &FitOptions, settings: &Settings) -> Result<()> {
     }
 }
 
-/// What the run will hold; refuses one that does not fit.
-fn check_memory(
+/// Checks what every rank must have alike, and that the run fits in memory; returns what it will
+/// hold.
+fn check_start(
+    ranks: &Ranks,
     options: &FitOptions,
-    settings: &Settings,
+    (step, settings): (u64, &Settings),
+    input: &Input,
     data: &TokenDataset,
 ) -> Result<MemoryEstimate> {
-    let around = Surroundings::now(data);
+    ranks.rounds(settings.train.accumulation)?;
+    ranks.agree("the text of --data", &input.fingerprint())?;
+    let (train, model) = (&settings.train, &settings.model);
+    ranks.agree("the run", &format!("{step} {train:?} {model:?}"))?;
+    let around = Surroundings::now(data, ranks);
     let memory = MemoryEstimate::choose(settings, &around);
     if !options.ignore_memory {
         memory.check(settings, &around)?;

@@ -207,7 +207,8 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "train.order",
-        help: "random: windows at random places; shuffled: every window once an epoch",
+        help: "random: windows at random places; shuffled: every window once an epoch; repeat: the \
+               same windows in every micro-batch, to see that a model learns at all",
         set: set_order,
         get: |s| name_of(&ORDERS, s.train.order),
     },
@@ -389,9 +390,10 @@ const SPLITS: [(&str, SplitKind); 3] = [
     ("document", SplitKind::Document),
 ];
 
-const ORDERS: [(&str, OrderKind); 2] = [
+const ORDERS: [(&str, OrderKind); 3] = [
     ("random", OrderKind::Random),
     ("shuffled", OrderKind::Shuffled),
+    ("repeat", OrderKind::Repeat),
 ];
 
 const CHECKPOINTING: [(&str, CheckpointActivations); 3] = [

@@ -35,6 +35,7 @@ pub mod param;
 pub mod plot;
 pub mod prepare;
 pub mod progress;
+pub mod ranks;
 pub mod real;
 pub mod recipe;
 pub mod rng;

@@ -13,6 +13,7 @@ use crate::model::attention::Widths;
 use crate::model::sequence::parts;
 use crate::model::{Keep, head_rows};
 use crate::ops::attention::score_rows;
+use crate::ranks::Ranks;
 use crate::settings::{CheckpointActivations, Settings, TrainSettings};
 use crate::system;
 
@@ -53,12 +54,16 @@ pub struct Surroundings {
     pub held_bytes: u64,
     /// The most it has held.
     pub reached_bytes: u64,
+    /// Processes that share the micro-batches of a step.
+    pub ranks: usize,
+    /// Those of them that share this memory.
+    pub ranks_here: usize,
 }
 
 impl Surroundings {
     /// Of a run on the current rayon pool whose text is in memory.
     #[must_use]
-    pub fn now(data: &TokenDataset) -> Self {
+    pub fn now(data: &TokenDataset, ranks: &Ranks) -> Self {
         let text = (data.train.bytes + data.validation.bytes) as u64;
         let ids = (data.train.tokens.len() + data.validation.tokens.len()) as u64;
         let held_bytes = system::resident_bytes().unwrap_or(PROGRAM_BYTES + text + F32 * ids);
@@ -67,7 +72,16 @@ impl Surroundings {
             validation_tokens: data.validation.tokens.len(),
             held_bytes,
             reached_bytes: system::peak_resident_bytes().unwrap_or(held_bytes),
+            ranks: ranks.count(),
+            ranks_here: ranks.on_this_machine(),
         }
+    }
+}
+
+impl Surroundings {
+    /// True if there is room for what every process here is still to allocate.
+    fn has_room_for(&self, estimate: &MemoryEstimate) -> bool {
+        system::has_room_for(self.ranks_here as u64 * estimate.new_bytes())
     }
 }
 
@@ -78,7 +92,7 @@ impl MemoryEstimate {
         let (config, train) = (&settings.model, &settings.train);
         Self {
             parameters: config.parameter_count(),
-            weight_bytes: weight_bytes(config, train),
+            weight_bytes: weight_bytes(config, train, around.ranks),
             activation_bytes: train.batch as u64 * worker_bytes(config, train, keep, around),
             evaluation_bytes: evaluation_bytes(config, train, around),
             held_bytes: around.held_bytes,
@@ -96,7 +110,7 @@ impl MemoryEstimate {
             CheckpointActivations::Off => keeping(Keep::Activations),
             CheckpointActivations::Auto => {
                 let all = keeping(Keep::Activations);
-                match system::has_room_for(all.new_bytes()) {
+                match around.has_room_for(&all) {
                     true => all,
                     false => keeping(Keep::Inputs),
                 }
@@ -122,7 +136,7 @@ impl MemoryEstimate {
     ///
     /// [`Error::Memory`] with the numbers, and what would help.
     pub fn check(&self, settings: &Settings, around: &Surroundings) -> Result<()> {
-        match system::has_room_for(self.new_bytes()) {
+        match around.has_room_for(self) {
             true => Ok(()),
             false => Err(Error::Memory(self.refusal(
                 settings,
@@ -142,6 +156,10 @@ impl MemoryEstimate {
             || "the system does not give as much".to_owned(),
             |bytes| format!("{} are available", mib(bytes)),
         );
+        let available = match around.ranks_here {
+            1 => available,
+            n => format!("{available} to {n} ranks"),
+        };
         format!(
             "the run needs {} more, and {available}: {} for weights, gradients and moments, {} for \
              activations, {} for evaluations. {}; --ignore-memory starts it all the same",
@@ -194,7 +212,7 @@ pub fn heads_at_once(config: &ModelConfig, threads: usize, sequences: usize) -> 
     threads.div_ceil(sequences).clamp(1, config.n_heads)
 }
 
-fn weight_bytes(config: &ModelConfig, train: &TrainSettings) -> u64 {
+fn weight_bytes(config: &ModelConfig, train: &TrainSettings, ranks: usize) -> u64 {
     let ternary: u64 = config
         .tensors()
         .filter(|t| t.role.class() == TensorClass::Ternary)
@@ -203,7 +221,7 @@ fn weight_bytes(config: &ModelConfig, train: &TrainSettings) -> u64 {
     let embeddings = if config.tie_embeddings { 1 } else { 2 };
     let embeddings = embeddings * config.vocab_size as u64 * config.hidden_size as u64;
     // The gradient of one micro-batch of embedding and head, where it adds to that of earlier ones.
-    let spare = if train.accumulation > 1 {
+    let spare = if train.accumulation > ranks {
         embeddings
     } else {
         0
@@ -332,6 +350,8 @@ mod tests {
         validation_tokens: 1000,
         held_bytes: 1 << 20,
         reached_bytes: 1 << 20,
+        ranks: 1,
+        ranks_here: 1,
     };
 
     fn estimate(settings: &Settings, keep: Keep) -> MemoryEstimate {

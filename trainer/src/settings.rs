@@ -111,6 +111,8 @@ pub enum OrderKind {
     Random,
     /// Every window once an epoch, in an order that is drawn anew each epoch.
     Shuffled,
+    /// The first micro-batch of `Random` again and again.
+    Repeat,
 }
 
 /// Whether activations are computed again in the backward pass. The result is the same.

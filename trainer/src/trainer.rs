@@ -1,6 +1,7 @@
 //! One optimiser step after the other.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::checkpoint::RunState;
 use crate::data::TokenDataset;
@@ -10,6 +11,7 @@ use crate::model::gradient::Worker;
 use crate::model::{Keep, Model};
 use crate::ops::dropout::Dropout;
 use crate::optim::{AdamW, clip_factor, global_norm};
+use crate::ranks::Ranks;
 use crate::settings::Settings;
 
 /// A run in progress: model, optimiser, step and buffers.
@@ -22,6 +24,7 @@ pub struct Trainer {
     adam: AdamW,
     workers: Vec<Worker<f32>>,
     step: u64,
+    ranks: Arc<Ranks>,
 }
 
 /// What one step did.
@@ -91,7 +94,16 @@ impl Trainer {
             adam,
             workers,
             step,
+            ranks: Arc::new(Ranks::alone()),
         }
+    }
+
+    /// Shares every step's micro-batches with other processes, which must take the same steps. The
+    /// result is the same.
+    #[must_use]
+    pub fn shared_by(mut self, ranks: Arc<Ranks>) -> Self {
+        self.ranks = ranks;
+        self
     }
 
     /// The settings of the run.
@@ -193,21 +205,26 @@ impl Trainer {
         let train = &self.settings.train;
         let tokens = targets.max(1) as f64;
         let weight = (1.0 / tokens) as f32;
-        let accumulation = train.accumulation as u64;
-        self.model.zero_grad();
-        let mut sum = 0.0;
-        for micro in 0..accumulation {
-            let index = self.step * accumulation + micro;
+        let (n, rank) = (self.ranks.count() as u64, self.ranks.rank() as u64);
+        let rounds = self.ranks.rounds(train.accumulation)?;
+        let first = self.step * train.accumulation as u64;
+        let mut losses = Vec::with_capacity(rounds);
+        for round in 0..rounds {
+            let index = first + round as u64 * n + rank;
             let batch = data.batch(train, index)?;
             for (i, worker) in (0..).zip(&mut self.workers) {
                 let sequence = index * train.batch as u64 + i;
                 worker.set_dropout(Dropout::new(train.dropout, train.seed, sequence));
             }
-            sum += self
+            self.ranks.begin_round(round, &mut self.model);
+            let loss = self
                 .model
                 .accumulate_gradient(&batch, weight, &mut self.workers)
                 .map_err(|e| non_finite(e.to_string()))?;
+            losses.push(loss);
+            self.ranks.end_round(round + 1 == rounds, &mut self.model);
         }
+        let sum: f64 = self.ranks.losses(&losses).iter().sum();
         let loss = sum / tokens;
         if !loss.is_finite() {
             return Err(non_finite(format!("the loss is {loss}")));

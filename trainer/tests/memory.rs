@@ -17,6 +17,8 @@ const AROUND: Surroundings = Surroundings {
     validation_tokens: 1000,
     held_bytes: 0,
     reached_bytes: 0,
+    ranks: 1,
+    ranks_here: 1,
 };
 
 /// The system allocator, counting the bytes in use.

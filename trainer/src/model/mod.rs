@@ -32,7 +32,7 @@ use crate::ops::target;
 use crate::param::{Param, ParamKind};
 use crate::real::Real;
 use crate::rng::{Rng, Stream};
-use crate::tensor::{flat, row, row_mut, zeros};
+use crate::tensor::{flat, flat_mut, row, row_mut, zeros};
 
 pub use crate::model::sequence::{Keep, Sequence, head_rows};
 
@@ -135,6 +135,12 @@ impl<T: Real> Model<T> {
         params.extend(self.final_norm.params_mut());
         params.extend(&mut self.head);
         params
+    }
+
+    /// The gradient of every parameter, in the order of [`Model::params`].
+    pub fn gradients_mut(&mut self) -> impl Iterator<Item = &mut [T]> {
+        let params = self.params_mut().into_iter();
+        params.map(|param| flat_mut(&mut param.grad))
     }
 
     /// Turns the quantisers on, off, or part of the way.
