@@ -15,6 +15,8 @@ mod avx2;
 #[allow(unsafe_code)]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+mod contiguous;
+#[cfg(target_arch = "x86_64")]
 mod pack;
 pub(crate) mod reference;
 #[cfg(target_arch = "x86_64")]

@@ -26,41 +26,11 @@ pub(crate) fn exact_product<T: Real>(product: &ExactProduct<'_>, mut y: ArrayVie
     }
 }
 
-fn values<T: Real>(codes: ArrayView2<'_, i8>) -> Array2<T> {
+pub(super) fn values<T: Real>(codes: ArrayView2<'_, i8>) -> Array2<T> {
     codes.mapv(|code| T::from_f32(f32::from(code)))
 }
 
-/// Copies of operands whose rows are contiguous, scales applied.
-pub(crate) struct Contiguous {
-    a: Array2<f32>,
-    b: Array2<f32>,
-}
-
-/// For operands that no tile reads.
-pub(crate) fn contiguous(p: &Product<'_, f32>) -> Contiguous {
-    let owned = |view: ArrayView2<'_, f32>| view.as_standard_layout().into_owned();
-    Contiguous {
-        a: owned(scaled(p.a, p.scales).view()),
-        b: match p.b {
-            Operand::Values(b) => owned(b),
-            Operand::Codes(b) => owned(values(b).view()),
-        },
-    }
-}
-
-impl Contiguous {
-    /// The product `p` of these.
-    pub(crate) fn as_product(&self, p: &Product<'_, f32>) -> Product<'_, f32> {
-        Product {
-            a: self.a.view(),
-            b: Operand::Values(self.b.view()),
-            scales: &[],
-            ..*p
-        }
-    }
-}
-
-fn scaled<'a, T: Real>(
+pub(super) fn scaled<'a, T: Real>(
     a: ArrayView2<'a, T>,
     scales: &[f32],
 ) -> ndarray::CowArray<'a, T, ndarray::Ix2> {

@@ -19,6 +19,7 @@ use std::ops::Range;
 use ndarray::{ArrayViewMut2, s};
 use zerocopy::{Immutable, IntoBytes};
 
+use super::contiguous::contiguous;
 use super::pack::{self, Block, PackedA, Widen};
 use super::reference;
 use super::rows::Rows;
@@ -199,7 +200,7 @@ pub(super) fn product<F: FloatTile>(tile: F, p: &Product<'_, f32>, c: ArrayViewM
         (Some(a), Some(b)) => {
             SCRATCH.with_borrow_mut(|scratch| blocks(tile, p, &a, &b, c, scratch))
         }
-        _ => product(tile, &reference::contiguous(p).as_product(p), c),
+        _ => product(tile, &contiguous(p).as_product(p), c),
     }
 }
 
