@@ -13,6 +13,7 @@ pub fn counted(targets: &[u32]) -> usize {
 }
 
 /// Loss of one position in nats, zero where its target is [`IGNORED`]; its logits are lost.
+#[inline(always)]
 pub fn loss<T: Real>(logits: &mut [T], target: u32) -> f64 {
     match target {
         IGNORED => 0.0,
@@ -21,6 +22,7 @@ pub fn loss<T: Real>(logits: &mut [T], target: u32) -> f64 {
 }
 
 /// As [`loss`], and turns the logits into their gradient times `weight`.
+#[inline(always)]
 pub fn loss_and_gradient<T: Real>(logits: &mut [T], target: u32, weight: T) -> f64 {
     if target == IGNORED {
         logits.fill(T::zero());
