@@ -285,6 +285,7 @@ fn saved_run(
         )));
     }
     let mut saved = folder.open_state()?;
+    saved.state.settings.validate()?;
     if let Some(steps) = steps {
         extend(&mut saved.state, steps)?;
     }

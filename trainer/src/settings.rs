@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::held_out::SplitKind;
+use crate::ops::gemm::Precision;
 use crate::ops::ramp::Quantizers;
 use crate::schedule::{LrSchedule, ScheduleKind};
 
@@ -65,6 +66,9 @@ pub struct TrainSettings {
     /// True if attention ends where a document begins.
     #[serde(default)]
     pub mask_documents: bool,
+    /// How gradients enter the products of linear layers.
+    #[serde(default)]
+    pub precision: Precision,
     /// Steps between evaluations; 0 for one at the end.
     pub eval_every: u64,
     /// Steps between checkpoints; 0 for one at the end.
@@ -153,6 +157,7 @@ impl Settings {
             split: SplitKind::Auto,
             order: OrderKind::Random,
             mask_documents: true,
+            precision: Precision::F32,
             eval_every: 0,
             save_every: 0,
             spike_factor: 10.0,
@@ -263,6 +268,13 @@ impl TrainSettings {
             "in [0, 1)",
         )?;
         self.validate_start()?;
+        if !self.precision.is_supported() {
+            return Err(Error::Usage(
+                "train.precision is bf16, which takes a processor with AVX-512 BF16, and this one has \
+                 none; use f32. A run that began with bf16 goes on here from its weights, by --init"
+                    .into(),
+            ));
+        }
         let fraction = self.val_fraction;
         let fits = fraction > 0.0 && fraction < 1.0;
         check("train.val_fraction", fraction, fits, "between 0 and 1")

@@ -76,10 +76,11 @@ impl Trainer {
         settings: Settings,
         end_of_text: Option<u32>,
         keep: Keep,
-        model: Model<f32>,
+        mut model: Model<f32>,
         adam: AdamW,
         step: u64,
     ) -> Self {
+        model.set_precision(settings.train.precision);
         let (config, train) = (&settings.model, &settings.train);
         let heads = heads_at_once(config, rayon::current_num_threads(), train.batch);
         let worker = |_| {
