@@ -143,6 +143,14 @@ impl Default for Fingerprint {
 }
 
 impl Fingerprint {
+    /// Of one text.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        let mut fingerprint = Self::default();
+        fingerprint.add(text);
+        fingerprint
+    }
+
     /// Adds a text.
     pub fn add(&mut self, text: &str) {
         let between = (self.texts > 0).then_some(0xff);
@@ -164,6 +172,12 @@ impl Fingerprint {
                 }
             }
         }
+    }
+
+    /// The hash of what was added.
+    #[must_use]
+    pub const fn value(&self) -> u64 {
+        self.hash
     }
 
     /// Sixteen digits.
@@ -621,6 +635,7 @@ mod tests {
         let of = |texts: &[&str]| documents(texts).fingerprint();
         assert_eq!(of(&[]), "cbf29ce484222325");
         assert_eq!(of(&["a"]), "af63dc4c8601ec8c");
+        assert_eq!(Fingerprint::of("a").value(), 0xaf63_dc4c_8601_ec8c);
         assert_ne!(of(&["ab", "c"]), of(&["a", "bc"]));
     }
 

@@ -325,12 +325,10 @@ impl Prepared {
             let problem = format!("is {format} version {version}, not {FORMAT} version {VERSION}");
             return Err(Error::checkpoint(&path, problem));
         }
-        let mut fingerprint = Fingerprint::default();
-        fingerprint.add(&text);
         Ok(Self {
             folder: folder.into(),
             index,
-            fingerprint,
+            fingerprint: Fingerprint::of(&text),
         })
     }
 
