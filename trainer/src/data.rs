@@ -1,5 +1,7 @@
 //! The tokens of a run: documents divided, encoded and joined; batches cut from them.
 
+use std::sync::Arc;
+
 use crate::chat::ChatEncoder;
 use crate::corpus::{Corpus, DataOptions, Document, Passage, Tally};
 use crate::error::{Error, Result};
@@ -261,7 +263,7 @@ impl EncodedText {
     /// As [`Tokenizer::encode`].
     pub fn new(tokenizer: &Tokenizer, text: &str) -> Result<Self> {
         let text = std::iter::once(Passage::Text(text));
-        Self::join(tokenizer, text, Needs::default())
+        Self::join(Joiner::new(tokenizer, Needs::default())?, text)
     }
 
     /// Encodes all texts of an input, held out or not. A folder of tokens gives those held out.
@@ -273,7 +275,7 @@ impl EncodedText {
         match input {
             Input::Documents(documents) => {
                 let all = documents.all.iter().map(Document::passage);
-                Self::join(tokenizer, all, documents.needs)
+                Self::join(Joiner::new(tokenizer, documents.needs)?, all)
             }
             Input::Prepared(prepared) => {
                 prepared.check_tokenizer(tokenizer)?;
@@ -283,16 +285,15 @@ impl EncodedText {
     }
 
     fn join<'d>(
-        tokenizer: &Tokenizer,
+        mut joiner: Joiner<'_>,
         documents: impl Iterator<Item = Passage<'d>>,
-        needs: Needs,
     ) -> Result<Self> {
-        let mut joiner = Joiner::new(tokenizer, needs)?;
+        let has_marks = joiner.chat.is_some();
         let (mut ids, mut marks) = (Vec::new(), Vec::new());
         for document in documents {
             joiner.add(document, &mut |more, counted| {
                 ids.extend_from_slice(more);
-                if needs.turns {
+                if has_marks {
                     marks.extend(marks_of(more, counted));
                 }
                 Ok(())
@@ -300,7 +301,7 @@ impl EncodedText {
         }
         let mut joined = Self::from_ids(ids, joiner.bytes as usize);
         joined.end_of_text = joiner.divides();
-        if needs.turns {
+        if has_marks {
             joined.mask = LossMask::Memory(marks);
         }
         Ok(joined)
@@ -342,11 +343,11 @@ pub fn marks_of(ids: &[u32], counted: Option<&[bool]>) -> impl Iterator<Item = b
 /// Hears of ids, and of which are learned from; without marks, all are.
 pub type Sink<'s> = dyn FnMut(&[u32], Option<&[bool]>) -> Result<()> + 's;
 
-/// Makes one stream of ids from several documents.
+/// Makes one stream of ids from several documents. Clones share what encodes conversations.
 #[derive(Clone, Debug)]
 pub struct Joiner<'t> {
     tokenizer: &'t Tokenizer,
-    chat: Option<ChatEncoder>,
+    chat: Option<Arc<ChatEncoder>>,
     end_of_text: Option<u32>,
     /// True if the end of the last document is learned from: that of a conversation is not, its
     /// answers have ends of their own.
@@ -366,7 +367,7 @@ impl<'t> Joiner<'t> {
         Ok(Self {
             tokenizer,
             chat: match needs.turns {
-                true => Some(ChatEncoder::new(tokenizer)?),
+                true => Some(Arc::new(ChatEncoder::new(tokenizer)?)),
                 false => None,
             },
             end_of_text: tokenizer.end_of_text(),
@@ -381,7 +382,7 @@ impl<'t> Joiner<'t> {
     #[must_use]
     pub fn divides(&self) -> Option<u32> {
         let ends_answers = |id: &u32| {
-            let mut ends = self.chat.iter().flat_map(ChatEncoder::end_ids);
+            let mut ends = self.chat.iter().flat_map(|chat| chat.end_ids());
             ends.any(|end| end == *id)
         };
         self.end_of_text.filter(|id| !ends_answers(id))
@@ -486,10 +487,10 @@ impl TokenDataset {
             .zip(&documents.all)
             .map(|(i, document)| held_out.divide(i, document.passage()))
             .collect();
-        let needs = documents.needs;
+        let joiner = Joiner::new(tokenizer, documents.needs)?;
         let mut data = Self {
-            train: EncodedText::join(tokenizer, parts.iter().map(|part| part.0), needs)?,
-            validation: EncodedText::join(tokenizer, parts.iter().map(|part| part.1), needs)?,
+            train: EncodedText::join(joiner.clone(), parts.iter().map(|part| part.0))?,
+            validation: EncodedText::join(joiner, parts.iter().map(|part| part.1))?,
         };
         if !settings.mask_documents {
             data.train.end_of_text = None;

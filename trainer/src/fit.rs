@@ -251,8 +251,8 @@ fn follow(
             (trainer(&settings, init, end_of_text, memory.keep)?, data)
         }
         Start::Resume { steps } => {
-            let (saved, data, memory) = saved_run(ranks, options, *steps, input)?;
-            (resumed(saved, &data, &memory)?, data)
+            let saved = saved_run(ranks, options, *steps, input)?;
+            (resumed(saved.run, &saved.data, &saved.memory)?, saved.data)
         }
     };
     let mut trainer = trainer.shared_by(Arc::clone(ranks));
@@ -270,13 +270,22 @@ fn follow(
     })
 }
 
-/// The run in the folder, not yet loaded, with its text; checked as far as that goes.
+/// A run to go on with, and what belongs to it.
+struct Saved {
+    /// Its weights are not yet loaded.
+    run: SavedRun,
+    tokenizer: Tokenizer,
+    data: TokenDataset,
+    memory: MemoryEstimate,
+}
+
+/// The run in the folder with its text, checked as far as that goes.
 fn saved_run(
     ranks: &Ranks,
     options: &FitOptions,
     steps: Option<u64>,
     input: &Input,
-) -> Result<(SavedRun, TokenDataset, MemoryEstimate)> {
+) -> Result<Saved> {
     let folder = RunFolder::new(&options.out);
     if !folder.file("state.safetensors").exists() {
         return Err(Error::Usage(format!(
@@ -284,11 +293,11 @@ fn saved_run(
             options.out.display()
         )));
     }
-    let mut saved = folder.open_state()?;
+    let mut run = folder.open_state()?;
     if let Some(steps) = steps {
-        extend(&mut saved.state, steps)?;
+        extend(&mut run.state, steps)?;
     }
-    let state = &saved.state;
+    let state = &run.state;
     if input.fingerprint() != state.text_fingerprint {
         return Err(Error::Data(format!(
             "--data: the text is not the one that the run in {} began with; give the same files \
@@ -301,7 +310,12 @@ fn saved_run(
     check_export(options, &state.settings)?;
     let start = (state.step, &state.settings);
     let memory = check_start(ranks, options, start, input, &data)?;
-    Ok((saved, data, memory))
+    Ok(Saved {
+        run,
+        tokenizer,
+        data,
+        memory,
+    })
 }
 
 /// The run of a checkpoint.
@@ -356,11 +370,15 @@ impl<'a> Run<'a> {
         input: &Input,
         progress: &'a mut Progress,
     ) -> Result<Self> {
-        let (saved, data, memory) = saved_run(ranks, options, steps, input)?;
-        let trainer = resumed(saved, &data, &memory)?.shared_by(Arc::clone(ranks));
+        let Saved {
+            run,
+            tokenizer,
+            data,
+            memory,
+        } = saved_run(ranks, options, steps, input)?;
+        let trainer = resumed(run, &data, &memory)?.shared_by(Arc::clone(ranks));
         ranks.wait();
         let folder = RunFolder::new(&options.out);
-        let tokenizer = folder.load_tokenizer()?;
         folder.save_settings(trainer.settings())?;
         // An interrupted save may have left the model of an earlier step.
         folder.save_model(trainer.model())?;
