@@ -306,9 +306,7 @@ impl EncodedText {
         }
         Ok(joined)
     }
-}
 
-impl EncodedText {
     /// Targets of a window that reads `ids` from token `start` on: all but its first, or
     /// [`IGNORED`] where nothing is learned.
     ///
@@ -552,16 +550,14 @@ impl TokenDataset {
     /// that is resumed goes on where it was.
     fn starts(&self, settings: &TrainSettings, index: u64) -> Vec<usize> {
         let (len, context) = (self.train.tokens.len(), settings.context);
-        let index = match settings.order {
-            OrderKind::Repeat => 0,
-            _ => index,
+        let drawn = |index| {
+            let mut rng = Rng::new(settings.seed, Stream::Batch, index);
+            let draw = |_| rng.below(len - context);
+            (0..settings.batch).map(draw).collect()
         };
         match settings.order {
-            OrderKind::Random | OrderKind::Repeat => {
-                let mut rng = Rng::new(settings.seed, Stream::Batch, index);
-                let draw = |_| rng.below(len - context);
-                (0..settings.batch).map(draw).collect()
-            }
+            OrderKind::Random => drawn(index),
+            OrderKind::Repeat => drawn(0),
             OrderKind::Shuffled => {
                 let first = index * settings.batch as u64;
                 let place = |i| shuffled_start(settings.seed, first + i, len, context);

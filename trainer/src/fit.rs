@@ -17,7 +17,7 @@ use crate::eval::{Evaluation, evaluate};
 use crate::export;
 use crate::history::{best, norm_limit};
 use crate::init::Masters;
-use crate::memory::{self, MemoryEstimate, Surroundings};
+use crate::memory::{MemoryEstimate, PROMPT_TOKENS, Surroundings};
 use crate::metrics::{MetricsLog, Record};
 use crate::model::{Keep, Model};
 use crate::plot::loss_svg;
@@ -31,7 +31,7 @@ use crate::trainer::{StepMetrics, Trainer};
 /// The tokenizer of a run on text that names none.
 pub const DEFAULT_TOKENIZER: TokenizerKind = TokenizerKind::Bpe(2048);
 /// Validation tokens in which a prompt for samples is looked for.
-const PROMPT_TOKENS: usize = 1024;
+const PROMPT_SEARCH_TOKENS: usize = 1024;
 
 /// What to train on, and where to.
 #[derive(Clone, Debug)]
@@ -629,12 +629,12 @@ fn is_due(step: u64, every: u64, steps: u64) -> bool {
 /// A prompt from the beginning of the validation text: the first words of a line, or the end of a
 /// question.
 fn prompt(tokenizer: &Tokenizer, validation: &EncodedText) -> Result<Prompt> {
-    let count = validation.tokens.len().min(PROMPT_TOKENS);
+    let count = validation.tokens.len().min(PROMPT_SEARCH_TOKENS);
     let ids = validation.tokens.read(0, count)?;
     let marks = validation.mask.read(0, count)?;
     let before_answer = marks.and_then(|marks| marks.iter().position(|counted| *counted));
     if let Some(before_answer @ 1..) = before_answer {
-        let first = before_answer.saturating_sub(memory::PROMPT_TOKENS);
+        let first = before_answer.saturating_sub(PROMPT_TOKENS);
         let ids = ids[first..before_answer].to_vec();
         return Ok(Prompt {
             text: tokenizer.decode(&ids)?,
