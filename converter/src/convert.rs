@@ -58,6 +58,22 @@ pub struct Conversion<'p> {
     pub progress: Progress<'p>,
 }
 
+impl Default for Conversion<'_> {
+    /// Nothing pruned, everything checked, the new file read back into memory, nobody listening.
+    fn default() -> Self {
+        Self {
+            pack: PackOptions::default(),
+            read: ReadOptions::default(),
+            prune_dead: false,
+            verify: true,
+            self_test: true,
+            read_back: load,
+            // Of a closure without a size: nothing is allocated, so nothing leaks.
+            progress: Box::leak(Box::new(|_: u64, _: u64| ControlFlow::Continue(()))),
+        }
+    }
+}
+
 /// How an input is read, where it does not say so itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadOptions {

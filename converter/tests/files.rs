@@ -5,10 +5,9 @@ mod util;
 use std::fs;
 use std::ops::ControlFlow;
 
-use bitnet_converter::convert::load;
 use bitnet_converter::{
-    Conversion, ConvertError, EmbeddingType, PackOptions, ReadOptions, TernaryType, TokenizerStore,
-    convert, convert_dummy,
+    Conversion, ConvertError, EmbeddingType, PackOptions, TernaryType, TokenizerStore, convert,
+    convert_dummy,
 };
 use bitnet_formats::{
     Archive, Attention, Dtype, ModelConfig, Preset, SectionKind, TensorClass, TensorRole,
@@ -322,16 +321,7 @@ fn both_generations_of_keys_give_the_same_file() {
 fn dummy(preset: Preset, seed: u64) -> (bitnet_converter::Report, Vec<u8>) {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("dummy.btn");
-    let conversion = Conversion {
-        pack: PackOptions::default(),
-        read: ReadOptions::default(),
-        prune_dead: false,
-        verify: true,
-        self_test: true,
-        read_back: load,
-        progress: &mut |_, _| ControlFlow::Continue(()),
-    };
-    let outcome = convert_dummy(preset, seed, &output, conversion).unwrap();
+    let outcome = convert_dummy(preset, seed, &output, Conversion::default()).unwrap();
     (outcome.report, fs::read(output).unwrap())
 }
 
@@ -355,12 +345,6 @@ fn a_stopped_conversion_leaves_nothing() {
     let before = names(dir.path());
     for stop_at in [1, 2_000, 20_000] {
         let conversion = Conversion {
-            pack: PackOptions::default(),
-            read: ReadOptions::default(),
-            prune_dead: false,
-            verify: true,
-            self_test: true,
-            read_back: load,
             progress: &mut |done, total| {
                 assert!(done <= total);
                 match done >= stop_at {
@@ -368,6 +352,7 @@ fn a_stopped_conversion_leaves_nothing() {
                     false => ControlFlow::Continue(()),
                 }
             },
+            ..Conversion::default()
         };
         let stopped = convert(dir.path(), &dir.path().join("out.btn"), conversion);
         assert!(matches!(stopped, Err(ConvertError::Stopped)));
@@ -380,16 +365,12 @@ fn progress_ends_at_the_total() {
     let dir = Draft::of(grouped(), Stored::F32).save();
     let mut last = (0, 1);
     let conversion = Conversion {
-        pack: PackOptions::default(),
-        read: ReadOptions::default(),
-        prune_dead: false,
-        verify: true,
         self_test: false,
-        read_back: load,
         progress: &mut |done, total| {
             last = (done, total);
             ControlFlow::Continue(())
         },
+        ..Conversion::default()
     };
     let outcome = convert(dir.path(), &dir.path().join("out.btn"), conversion).unwrap();
     let weights: u64 = outcome.report.kinds().iter().map(|kind| kind.weights).sum();

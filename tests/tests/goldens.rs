@@ -5,10 +5,8 @@
 //! chosen so that a relative noise of 1e-6 moves no activation across one; the long ones were not.
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use bitnet_converter::convert::load;
 use bitnet_converter::gguf::I2sLayout;
 use bitnet_converter::{
     Conversion, ConvertError, DenseWeights, EmbeddingType, PackOptions, ReadOptions, convert,
@@ -125,11 +123,8 @@ fn convert_with(checkpoint: &Path, read: ReadOptions) -> Result<Vec<u8>, Convert
             ..PackOptions::default()
         },
         read,
-        prune_dead: false,
-        verify: true,
         self_test: false,
-        read_back: load,
-        progress: &mut |_, _| ControlFlow::Continue(()),
+        ..Conversion::default()
     };
     convert(checkpoint, &output, conversion)?;
     Ok(fs::read(output).unwrap())

@@ -4,13 +4,11 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bitnet_converter::convert::load;
-use bitnet_converter::{Conversion, EmbeddingType, PackOptions, ReadOptions, convert, tokenizer};
+use bitnet_converter::{Conversion, EmbeddingType, PackOptions, convert, tokenizer};
 use bitnet_formats::TokenizerTables;
 use bitnet_runtime::Tokenizer;
 use bitnet_tests::random::Random;
@@ -154,12 +152,9 @@ fn converts(input: &Path, output: &Path) -> bool {
             embedding: EmbeddingType::Source,
             ..PackOptions::default()
         },
-        read: ReadOptions::default(),
-        prune_dead: false,
         verify: false,
         self_test: false,
-        read_back: load,
-        progress: &mut |_, _| ControlFlow::Continue(()),
+        ..Conversion::default()
     };
     let done = convert(input, output, conversion);
     if let Err(error) = &done {

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use bitnet_converter::convert::load;
 use bitnet_converter::gguf::Kind;
-use bitnet_converter::{Conversion, EmbeddingType, Export, PackOptions, ReadOptions, convert};
+use bitnet_converter::{Conversion, EmbeddingType, Export, PackOptions, convert};
 use bitnet_formats::{Activation, Attention};
 use bitnet_formats::{Archive, Dtype, ModelConfig, Norms, Preset, TernaryLayout, WeightScale};
 use bitnet_runtime::{LoadOptions, WeightHold};
@@ -32,12 +30,8 @@ fn converted(input: &Path, embedding: EmbeddingType) -> Vec<u8> {
             embedding,
             ..PackOptions::default()
         },
-        read: ReadOptions::default(),
-        prune_dead: false,
-        verify: true,
         self_test: false,
-        read_back: load,
-        progress: &mut |_, _| ControlFlow::Continue(()),
+        ..Conversion::default()
     };
     convert(input, &output, conversion).unwrap();
     fs::read(output).unwrap()
@@ -297,12 +291,8 @@ fn dead_neurons_go_without_a_trace() {
                     embedding: EmbeddingType::Source,
                     ..PackOptions::default()
                 },
-                read: ReadOptions::default(),
                 prune_dead,
-                verify: true,
-                self_test: true,
-                read_back: load,
-                progress: &mut |_, _| ControlFlow::Continue(()),
+                ..Conversion::default()
             };
             convert(input, &output, conversion)
         };

@@ -40,11 +40,11 @@ const STATE_KEY: &str = "run";
 /// Folder of the model of the best evaluation.
 pub const BEST: &str = "best";
 const STEP_PREFIX: &str = "step-";
-const COPY_FILES: [&str; 5] = [
+/// Files of a copy of the model, besides the [`SIDECARS`].
+const COPY_FILES: [&str; 4] = [
     "model.safetensors",
     "config.json",
     "tokenizer.json",
-    "tokenizer_config.json",
     "settings.toml",
 ];
 
@@ -136,7 +136,6 @@ impl RunFolder {
             "model.safetensors",
             "metrics.jsonl",
             "loss.svg",
-            "tokenizer_config.json",
         ];
         for name in names.iter().chain(&SIDECARS) {
             remove_file(&self.file(name))?;

@@ -115,7 +115,8 @@ fn check(model: &Model<f32>, text: &EncodedText, context: usize) -> Result<()> {
     Ok(())
 }
 
-/// Loss of one window, and how many tokens it predicts. The buffers are kept from window to window; the last may be shorter.
+/// Loss of one window, and how many tokens it predicts. The buffers are kept from window to window;
+/// the last may be shorter.
 fn window_loss(
     model: &Model<f32>,
     text: &EncodedText,

@@ -1,10 +1,8 @@
 //! `fit --export`: the finished run as a `.btn` file, as `bitnet-convert` would write it.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
-use bitnet_converter::convert::load;
-use bitnet_converter::{Conversion, PackOptions, ReadOptions, convert};
+use bitnet_converter::{Conversion, convert};
 
 use crate::error::{Error, Result};
 use crate::settings::Settings;
@@ -35,15 +33,6 @@ pub fn check(out: &Path, settings: &Settings) -> Result<()> {
 ///
 /// [`Error::Export`].
 pub fn export(run: &Path, out: &Path) -> Result<()> {
-    let conversion = Conversion {
-        pack: PackOptions::default(),
-        read: ReadOptions::default(),
-        prune_dead: false,
-        verify: true,
-        self_test: true,
-        read_back: load,
-        progress: &mut |_, _| ControlFlow::Continue(()),
-    };
-    convert(run, out, conversion).map_err(|e| Error::Export(Box::new(e)))?;
+    convert(run, out, Conversion::default()).map_err(|e| Error::Export(Box::new(e)))?;
     Ok(())
 }

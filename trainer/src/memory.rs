@@ -76,9 +76,7 @@ impl Surroundings {
             ranks_here: ranks.on_this_machine(),
         }
     }
-}
 
-impl Surroundings {
     /// True if there is room for what every process here is still to allocate.
     fn has_room_for(&self, estimate: &MemoryEstimate) -> bool {
         system::has_room_for(self.ranks_here as u64 * estimate.new_bytes())
@@ -245,10 +243,7 @@ fn worker_bytes(
     keep: Keep,
     around: &Surroundings,
 ) -> u64 {
-    let tapes = match keep {
-        Keep::Activations => config.n_layers,
-        Keep::Inputs => 1,
-    };
+    let tapes = keep.tapes(config.n_layers);
     let heads = heads_at_once(config, around.threads, train.batch);
     let len = train.context;
     let sequence = sequence_bytes(

@@ -216,20 +216,18 @@ impl<'t> Writer<'t> {
         shard_tokens: u64,
     ) -> Result<Self> {
         let width = IdWidth::of(tokenizer.vocab_size());
-        let part = |[tokens, marks]: [&'static str; 2]| {
-            let writer = |name, width| ShardWriter::new(folder, name, width, shard_tokens);
-            Ok(PartWriter {
-                joiner: Joiner::new(tokenizer, needs)?,
-                tokens: writer(tokens, width),
-                marks: needs.turns.then(|| writer(marks, IdWidth::U8)),
-                counted: 0,
-            })
+        let writer = |name, width| ShardWriter::new(folder, name, width, shard_tokens);
+        let joiner = Joiner::new(tokenizer, needs)?;
+        let part = |[tokens, marks]: [&'static str; 2]| PartWriter {
+            joiner: joiner.clone(),
+            tokens: writer(tokens, width),
+            marks: needs.turns.then(|| writer(marks, IdWidth::U8)),
+            counted: 0,
         };
-        let [train, validation] = PARTS.map(part);
         Ok(Self {
             folder: folder.into(),
             tokenizer,
-            parts: [train?, validation?],
+            parts: PARTS.map(part),
         })
     }
 
@@ -325,12 +323,10 @@ impl Prepared {
             let problem = format!("is {format} version {version}, not {FORMAT} version {VERSION}");
             return Err(Error::checkpoint(&path, problem));
         }
-        let mut fingerprint = Fingerprint::default();
-        fingerprint.add(&text);
         Ok(Self {
             folder: folder.into(),
             index,
-            fingerprint,
+            fingerprint: Fingerprint::of(&text),
         })
     }
 

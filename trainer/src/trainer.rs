@@ -155,43 +155,41 @@ impl Trainer {
         norm_limit: Option<f64>,
         out: &Path,
     ) -> Result<StepMetrics> {
-        let next = self.step + 1;
+        let step = self.step;
         let non_finite = |what: String| Error::NonFinite {
-            step: next,
+            step: step + 1,
             what,
             out: out.into(),
         };
         let train = &self.settings.train;
-        self.model.set_quantizers(train.quantizers(self.step));
-        let targets = data.counted_targets(&self.settings.train, self.step)?;
+        let (schedule, clip, lambda) = (train.lr_schedule(), train.clip, train.lambda(step));
+        let (lr, decay) = (schedule.lr(step), schedule.weight_decay(step));
+        self.model.set_quantizers(train.quantizers(step));
+        let targets = data.counted_targets(train, step)?;
         let loss = self.gradient(data, targets, &non_finite)?;
         let grad_norm = global_norm(&self.model);
         if !grad_norm.is_finite() {
             let what = format!("the norm of the gradient is {grad_norm}");
             return Err(non_finite(what));
         }
-        let train = &self.settings.train;
-        let schedule = train.lr_schedule();
-        let (lr, decay) = (schedule.lr(self.step), schedule.weight_decay(self.step));
         let skipped = targets == 0 || norm_limit.is_some_and(|limit| grad_norm > limit);
         if !skipped {
-            let clip = clip_factor(grad_norm, train.clip);
-            self.adam.step(&mut self.model, self.step, lr, decay, clip);
+            let clip = clip_factor(grad_norm, clip);
+            self.adam.step(&mut self.model, step, lr, decay, clip);
             self.model.refresh();
         }
-        self.step = next;
+        self.step = step + 1;
         Ok(StepMetrics {
-            step: next,
+            step: self.step,
             loss,
             lr,
             grad_norm,
             skipped,
-            lambda: train.lambda(self.step - 1),
-            flips: if skipped {
-                0.0
-            } else {
-                self.model.flip_share()
+            flips: match skipped {
+                true => 0.0,
+                false => self.model.flip_share(),
             },
+            lambda,
         })
     }
 

@@ -1,10 +1,10 @@
 //! The program as users meet it: what it prints, what it refuses, and how it exits.
 
-use std::fs;
-use std::path::Path;
+mod program;
 
-use assert_cmd::Command;
-use tempfile::TempDir;
+use std::fs;
+
+use program::Place;
 
 const SMALL: [&str; 16] = [
     "--preset",
@@ -25,31 +25,10 @@ const SMALL: [&str; 16] = [
     "model.n_layers=1",
 ];
 
-struct Outcome {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-fn run(folder: &Path, args: &[&str]) -> Outcome {
-    let output = Command::new(assert_cmd::cargo::cargo_bin!("bitnet-trainer"))
-        .current_dir(folder)
-        .args(args)
-        .output()
-        .unwrap();
-    Outcome {
-        code: output.status.code().unwrap(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
 /// A folder with a text in it.
-fn place() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
+fn place() -> Place {
     let text = "She was convinced that she could have been happy with him. ".repeat(30);
-    fs::write(folder.path().join("text.txt"), text).unwrap();
-    folder
+    Place::new(&[("text.txt", text.as_bytes())])
 }
 
 fn fit<'a>(more: &[&'a str]) -> Vec<&'a str> {
@@ -62,8 +41,7 @@ fn fit<'a>(more: &[&'a str]) -> Vec<&'a str> {
 #[test]
 fn fit_eval_and_sample_work_together() {
     let place = place();
-    let fitted = run(place.path(), &fit(&[]));
-    assert_eq!(fitted.code, 0, "{}", fitted.stderr);
+    let fitted = place.succeeds(&fit(&[]));
     assert!(fitted.stdout.contains("bits per byte"), "{}", fitted.stdout);
     assert!(fitted.stderr.contains("tokens/s"), "{}", fitted.stderr);
     for name in [
@@ -74,27 +52,24 @@ fn fit_eval_and_sample_work_together() {
         "metrics.jsonl",
         "loss.svg",
     ] {
-        assert!(place.path().join("run").join(name).exists(), "{name}");
+        assert!(place.path("run").join(name).exists(), "{name}");
     }
-    let measured = run(
-        place.path(),
-        &["eval", "run", "--data", "text.txt", "--json"],
-    );
+    let measured = place.run(&["eval", "run", "--data", "text.txt", "--json"]);
     let found: serde_json::Value = serde_json::from_str(&measured.stdout).unwrap();
     assert_eq!(found["tokens"], 59 * 30 - 1);
     assert!(found["nats_per_token"].as_f64().unwrap() < 6.0);
     let sample = ["sample", "run", "--prompt", "She was", "--max-tokens", "5"];
     let greedy = [&sample[..], &["--temperature", "0"]].concat();
-    let sampled = run(place.path(), &greedy);
+    let sampled = place.run(&greedy);
     assert!(sampled.stdout.starts_with("She was"), "{}", sampled.stderr);
-    assert_eq!(sampled.stdout, run(place.path(), &greedy).stdout);
+    assert_eq!(sampled.stdout, place.run(&greedy).stdout);
 }
 
 /// A tokenizer that is given is the one that is stored.
 #[test]
 fn a_given_tokenizer_is_used() {
     let place = place();
-    assert_eq!(run(place.path(), &fit(&[])).code, 0);
+    place.succeeds(&fit(&[]));
     let args = [
         "fit",
         "--data",
@@ -108,13 +83,14 @@ fn a_given_tokenizer_is_used() {
         .into_iter()
         .filter(|arg| !["--tokenizer", "byte"].contains(arg));
     let args: Vec<_> = args.into_iter().chain(small).collect();
-    let outcome = run(place.path(), &args);
-    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
-    let read = |name: &str| fs::read(place.path().join(name)).unwrap();
-    assert_eq!(read("run/tokenizer.json"), read("second/tokenizer.json"));
+    place.succeeds(&args);
     assert_eq!(
-        read("run/model.safetensors"),
-        read("second/model.safetensors")
+        place.read("run/tokenizer.json"),
+        place.read("second/tokenizer.json")
+    );
+    assert_eq!(
+        place.read("run/model.safetensors"),
+        place.read("second/model.safetensors")
     );
 }
 
@@ -128,13 +104,13 @@ fn an_interrupt_saves_and_exits_cleanly() {
     let steps = args.iter().position(|arg| *arg == "4").unwrap();
     args[steps] = "1000000";
     let child = Process::new(assert_cmd::cargo::cargo_bin!("bitnet-trainer"))
-        .current_dir(place.path())
+        .current_dir(place.path("."))
         .args(&args)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let metrics = place.path().join("run/metrics.jsonl");
+    let metrics = place.path("run/metrics.jsonl");
     while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
@@ -169,7 +145,7 @@ fn an_interrupt_saves_and_exits_cleanly() {
         "--stop-at",
         &more,
     ];
-    let resumed = run(place.path(), &resume);
+    let resumed = place.run(&resume);
     assert!(
         resumed
             .stderr
@@ -187,11 +163,10 @@ fn an_interrupt_saves_and_exits_cleanly() {
 #[test]
 fn a_dry_run_writes_nothing() {
     let place = place();
-    let dry = run(place.path(), &fit(&["--dry-run"]));
-    assert_eq!(dry.code, 0, "{}", dry.stderr);
+    let dry = place.succeeds(&fit(&["--dry-run"]));
     assert!(dry.stdout.contains("parameters   "), "{}", dry.stdout);
     assert!(dry.stdout.contains("MiB"));
-    assert!(!place.path().join("run").exists());
+    assert!(!place.path("run").exists());
 }
 
 /// What is wrong, what the message must say, and the exit code: 1 failed, 2 bad usage.
@@ -212,9 +187,9 @@ fn refusal(args: &[&'static str], says: &'static [&'static str], code: i32) -> R
 #[test]
 fn bad_input_is_refused_and_leaves_nothing() {
     let place = place();
-    fs::write(place.path().join("empty.txt"), "").unwrap();
-    fs::write(place.path().join("latin1.txt"), b"caf\xe9 au lait").unwrap();
-    fs::write(place.path().join("short.txt"), "too short").unwrap();
+    fs::write(place.path("empty.txt"), "").unwrap();
+    fs::write(place.path("latin1.txt"), b"caf\xe9 au lait").unwrap();
+    fs::write(place.path("short.txt"), "too short").unwrap();
     let data = |file| {
         let mut args = fit(&[]);
         args[2] = file;
@@ -259,7 +234,7 @@ fn bad_input_is_refused_and_leaves_nothing() {
         refusal(&["--out", "x"], &["cannot be used multiple times"], 2),
     ];
     for Refusal { args, says, code } in cases {
-        let outcome = run(place.path(), &args);
+        let outcome = place.run(&args);
         assert_eq!(outcome.code, code, "{args:?}: {}", outcome.stderr);
         assert!(outcome.stdout.is_empty(), "{args:?}");
         for words in says {
@@ -270,7 +245,7 @@ fn bad_input_is_refused_and_leaves_nothing() {
             );
         }
         assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
-        assert!(!place.path().join("run").exists(), "{args:?}");
+        assert!(!place.path("run").exists(), "{args:?}");
     }
 }
 
@@ -278,30 +253,24 @@ fn bad_input_is_refused_and_leaves_nothing() {
 fn unknown_presets_and_tokenizers_are_named() {
     let place = place();
     let base = ["fit", "--data", "text.txt", "--out", "run"];
-    let preset = run(place.path(), &[&base[..], &["--preset", "tny"]].concat());
+    let preset = place.run(&[&base[..], &["--preset", "tny"]].concat());
     assert_eq!(preset.code, 2);
     assert!(
         preset.stderr.contains("nearest is tiny"),
         "{}",
         preset.stderr
     );
-    let bpe = run(
-        place.path(),
-        &[&base[..], &["--tokenizer", "bpe:9"]].concat(),
-    );
+    let bpe = place.run(&[&base[..], &["--tokenizer", "bpe:9"]].concat());
     assert_eq!(bpe.code, 2);
     assert!(bpe.stderr.contains("at least 256"), "{}", bpe.stderr);
-    let file = run(
-        place.path(),
-        &[&base[..], &["--tokenizer", "text.txt"]].concat(),
-    );
+    let file = place.run(&[&base[..], &["--tokenizer", "text.txt"]].concat());
     assert_eq!(file.code, 1);
     assert!(
         file.stderr.contains("text.txt: not a tokenizer.json"),
         "{}",
         file.stderr
     );
-    assert!(!place.path().join("run").exists());
+    assert!(!place.path("run").exists());
 }
 
 /// The file below flags, flags below `--set`; what a run stores makes the same run again.
@@ -311,13 +280,12 @@ fn settings_come_from_a_file_and_are_stored_as_one() {
     let config = "preset = 'nano'\nrecipe = 'b158'\ntokenizer = 'byte'\n\
                   [model]\nhidden_size = 32\nintermediate_size = 32\nn_layers = 1\n\
                   [train]\nsteps = 3\nbatch = 5\ncontext = 16\nseed = 9\n";
-    fs::write(place.path().join("c.toml"), config).unwrap();
+    fs::write(place.path("c.toml"), config).unwrap();
     let data = ["fit", "--data", "text.txt"];
     let more = "--config c.toml --out run --batch 3 --seed 4 --set train.batch=2";
     let args: Vec<_> = data.into_iter().chain(more.split(' ')).collect();
-    let fitted = run(place.path(), &args);
-    assert_eq!(fitted.code, 0, "{}", fitted.stderr);
-    let stored = fs::read_to_string(place.path().join("run/settings.toml")).unwrap();
+    place.succeeds(&args);
+    let stored = fs::read_to_string(place.path("run/settings.toml")).unwrap();
     for line in [
         "lr = 0.0015",
         "schedule = \"two-stage\"",
@@ -329,18 +297,17 @@ fn settings_come_from_a_file_and_are_stored_as_one() {
     }
     let again = "--config run/settings.toml --out again --tokenizer byte";
     let args: Vec<_> = data.into_iter().chain(again.split(' ')).collect();
-    assert_eq!(run(place.path(), &args).code, 0);
-    let read = |name: &str| fs::read(place.path().join(name)).unwrap();
+    place.succeeds(&args);
     assert_eq!(
-        read("run/model.safetensors"),
-        read("again/model.safetensors")
+        place.read("run/model.safetensors"),
+        place.read("again/model.safetensors")
     );
-    assert_eq!(read("run/settings.toml"), read("again/settings.toml"));
-    fs::write(place.path().join("c.toml"), "[train]\nwarm_up = 3\n").unwrap();
-    let refused = run(
-        place.path(),
-        &[&data[..], &["--config", "c.toml", "--out", "x"]].concat(),
+    assert_eq!(
+        place.read("run/settings.toml"),
+        place.read("again/settings.toml")
     );
+    fs::write(place.path("c.toml"), "[train]\nwarm_up = 3\n").unwrap();
+    let refused = place.run(&[&data[..], &["--config", "c.toml", "--out", "x"]].concat());
     assert_eq!(refused.code, 2);
     let says = "no setting \"train.warm_up\"; the nearest is train.warmup";
     assert!(refused.stderr.contains(says), "{}", refused.stderr);
@@ -350,13 +317,12 @@ fn settings_come_from_a_file_and_are_stored_as_one() {
 #[test]
 fn a_run_ends_as_a_packed_file() {
     let place = place();
-    let fitted = run(place.path(), &fit(&["--export", "out.btn"]));
-    assert_eq!(fitted.code, 0, "{}", fitted.stderr);
-    let bytes = fs::read(place.path().join("out.btn")).unwrap();
+    place.succeeds(&fit(&["--export", "out.btn"]));
+    let bytes = place.read("out.btn");
     let archive = bitnet_formats::Archive::open(&bytes).unwrap();
     assert_eq!(archive.config().hidden_size, 32);
     let refused = |more: &[&str], says: &str| {
-        let outcome = run(place.path(), &fit(more));
+        let outcome = place.run(&fit(more));
         assert_eq!(outcome.code, 2, "{}", outcome.stderr);
         assert!(outcome.stderr.contains(says), "{}", outcome.stderr);
     };
@@ -375,62 +341,47 @@ fn a_run_ends_as_a_packed_file() {
 #[test]
 fn a_run_is_not_replaced_by_accident() {
     let place = place();
-    let nothing = run(
-        place.path(),
-        &["fit", "--data", "text.txt", "--out", "run", "--resume"],
-    );
+    let nothing = place.run(&["fit", "--data", "text.txt", "--out", "run", "--resume"]);
     assert_eq!(nothing.code, 2);
     assert!(
         nothing.stderr.contains("there is no run"),
         "{}",
         nothing.stderr
     );
-    assert_eq!(run(place.path(), &fit(&["--stop-at", "2"])).code, 0);
-    let model = fs::read(place.path().join("run/model.safetensors")).unwrap();
-    let again = run(place.path(), &fit(&[]));
+    place.succeeds(&fit(&["--stop-at", "2"]));
+    let model = place.read("run/model.safetensors");
+    let again = place.run(&fit(&[]));
     assert_eq!(again.code, 2);
     assert!(again.stderr.contains("--overwrite"), "{}", again.stderr);
-    assert_eq!(
-        fs::read(place.path().join("run/model.safetensors")).unwrap(),
-        model
-    );
+    assert_eq!(place.read("run/model.safetensors"), model);
     let resume = ["fit", "--data", "text.txt", "--out", "run", "--resume"];
-    assert_eq!(run(place.path(), &resume).code, 0);
-    assert_eq!(
-        run(place.path(), &fit(&["--overwrite", "--stop-at", "2"])).code,
-        0
-    );
-    assert_eq!(
-        fs::read(place.path().join("run/model.safetensors")).unwrap(),
-        model
-    );
+    place.succeeds(&resume);
+    place.succeeds(&fit(&["--overwrite", "--stop-at", "2"]));
+    assert_eq!(place.read("run/model.safetensors"), model);
 }
 
 #[test]
 fn an_unwritable_folder_is_named() {
     let place = place();
-    fs::write(place.path().join("run"), "a file in the way").unwrap();
-    let outcome = run(place.path(), &fit(&[]));
+    fs::write(place.path("run"), "a file in the way").unwrap();
+    let outcome = place.run(&fit(&[]));
     assert_eq!(outcome.code, 1);
     assert!(
         outcome.stderr.contains("run: cannot create"),
         "{}",
         outcome.stderr
     );
-    assert_eq!(
-        fs::read(place.path().join("run")).unwrap(),
-        b"a file in the way"
-    );
+    assert_eq!(place.read("run"), b"a file in the way");
 }
 
 #[test]
 fn damaged_checkpoints_are_refused() {
     let place = place();
-    assert_eq!(run(place.path(), &fit(&[])).code, 0);
-    let path = place.path().join("run/model.safetensors");
+    place.succeeds(&fit(&[]));
+    let path = place.path("run/model.safetensors");
     let model = fs::read(&path).unwrap();
     let evaluate = |says: &str| {
-        let outcome = run(place.path(), &["eval", "run", "--data", "text.txt"]);
+        let outcome = place.run(&["eval", "run", "--data", "text.txt"]);
         assert_eq!(outcome.code, 1);
         assert!(outcome.stderr.contains(says), "{}", outcome.stderr);
     };
@@ -442,7 +393,7 @@ fn damaged_checkpoints_are_refused() {
     fs::write(&path, &poisoned).unwrap();
     evaluate("holds NaN");
     fs::write(&path, &model).unwrap();
-    let config = place.path().join("run/config.json");
+    let config = place.path("run/config.json");
     let json = fs::read_to_string(&config).unwrap();
     fs::write(
         &config,
@@ -458,13 +409,13 @@ fn damaged_checkpoints_are_refused() {
 #[test]
 fn runs_start_from_a_checkpoint() {
     let place = place();
-    assert_eq!(run(place.path(), &fit(&[])).code, 0);
+    place.succeeds(&fit(&[]));
     let from = [
         "fit", "--data", "text.txt", "--out", "next", "--init", "run",
     ];
     let tuned = |more: &[&str]| {
         let short = ["--steps", "2", "--batch", "2", "--context", "16"];
-        run(place.path(), &[&from[..], &short[..], more].concat())
+        place.run(&[&from[..], &short[..], more].concat())
     };
     let planned = tuned(&["--dry-run"]);
     assert_eq!(planned.code, 0, "{}", planned.stderr);
@@ -475,7 +426,7 @@ fn runs_start_from_a_checkpoint() {
     ] {
         assert!(planned.stdout.contains(line), "{}", planned.stdout);
     }
-    assert!(!place.path().join("next").exists());
+    assert!(!place.path("next").exists());
     let fitted = tuned(&[]);
     assert_eq!(fitted.code, 0, "{}", fitted.stderr);
     for (more, says) in [
@@ -490,8 +441,7 @@ fn runs_start_from_a_checkpoint() {
         assert_eq!(refused.code, 2, "{}", refused.stderr);
         assert!(refused.stderr.contains(says), "{}", refused.stderr);
     }
-    let stopped = run(
-        place.path(),
+    let stopped = place.run(
         &[
             &from[..],
             &["--overwrite", "--context", "16", "--stop-at", "0"],
@@ -503,39 +453,31 @@ fn runs_start_from_a_checkpoint() {
         "{}",
         stopped.stderr
     );
-    let model = |name: &str| fs::read(place.path().join(name).join("model.safetensors")).unwrap();
-    assert!(model("run") == model("next"));
+    assert!(place.read("run/model.safetensors") == place.read("next/model.safetensors"));
 }
 
 #[test]
 fn contexts_and_prompts_out_of_range_are_refused() {
     let place = place();
-    assert_eq!(run(place.path(), &fit(&[])).code, 0);
-    let long = run(
-        place.path(),
-        &["eval", "run", "--data", "text.txt", "--context", "257"],
-    );
+    place.succeeds(&fit(&[]));
+    let long = place.run(&["eval", "run", "--data", "text.txt", "--context", "257"]);
     assert_eq!(long.code, 2);
     assert!(long.stderr.contains("takes 1 to 256"), "{}", long.stderr);
-    let empty = run(place.path(), &["sample", "run", "--prompt", ""]);
+    let empty = place.run(&["sample", "run", "--prompt", ""]);
     assert_eq!(empty.code, 1);
     assert!(
         empty.stderr.contains("the prompt has no tokens"),
         "{}",
         empty.stderr
     );
-    let cold = run(
-        place.path(),
-        &["sample", "run", "--prompt", "a", "--temperature", "-1"],
-    );
+    let cold = place.run(&["sample", "run", "--prompt", "a", "--temperature", "-1"]);
     assert_eq!(cold.code, 2);
 }
 
 #[test]
 fn help_lists_every_setting() {
     let place = place();
-    let help = run(place.path(), &["fit", "--help"]);
-    assert_eq!(help.code, 0);
+    let help = place.succeeds(&["fit", "--help"]);
     for key in bitnet_trainer::keys::KEYS {
         assert!(help.stdout.contains(key.name), "{}", key.name);
     }

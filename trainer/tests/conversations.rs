@@ -1,11 +1,11 @@
 //! Training on conversations: one model from files, streams and folders of tokens, exact to the bit.
 
-use std::fs;
-use std::path::PathBuf;
+mod program;
 
-use assert_cmd::Command;
+use std::fs;
+
+use program::{Outcome, Place};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const SMALL: [&str; 16] = [
     "--preset",
@@ -26,51 +26,9 @@ const SMALL: [&str; 16] = [
     "train.sample_tokens=6",
 ];
 
-struct Place(TempDir);
-
-struct Outcome {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
 impl Place {
-    fn new() -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        fs::write(place.path("chat.jsonl"), chats("messages")).unwrap();
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn read(&self, name: &str) -> Vec<u8> {
-        fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
-    }
-
-    fn run(&self, args: &[&str], stdin: &str) -> Outcome {
-        let output = Command::new(assert_cmd::cargo::cargo_bin!("bitnet-trainer"))
-            .current_dir(self.0.path())
-            .args(args)
-            .write_stdin(stdin)
-            .output()
-            .unwrap();
-        Outcome {
-            code: output.status.code().unwrap(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
-    fn succeeds(&self, args: &[&str], stdin: &str) -> Outcome {
-        let outcome = self.run(args, stdin);
-        assert_eq!(outcome.code, 0, "{args:?}: {}", outcome.stderr);
-        outcome
-    }
-
     fn fit(&self, out: &str, more: &[&str], stdin: &str) -> Outcome {
-        self.succeeds(&[&["fit", "--out", out], &SMALL[..], more].concat(), stdin)
+        self.succeeds_with(&[&["fit", "--out", out], &SMALL[..], more].concat(), stdin)
     }
 
     fn is_same_run(&self, a: &str, b: &str) {
@@ -101,9 +59,14 @@ fn chats(field: &str) -> String {
     (0..40).map(line).collect()
 }
 
+/// A folder with conversations.
+fn place() -> Place {
+    Place::new(&[("chat.jsonl", chats("messages").as_bytes())])
+}
+
 #[test]
 fn one_corpus_in_many_shapes_trains_one_model() {
-    let place = Place::new();
+    let place = place();
     for kind in ["bpe:330", "byte", "char"] {
         let tokenizer = ["--tokenizer", kind];
         let with = |data: &[&'static str]| [data, &tokenizer].concat();
@@ -119,12 +82,12 @@ fn one_corpus_in_many_shapes_trains_one_model() {
             &["prepare", "--overwrite", "--out", "tokens"][..],
             &with(&["--data", "chat.jsonl"]),
         ];
-        place.succeeds(&prepare.concat(), "");
+        place.succeeds(&prepare.concat());
         place.fit(&out("tokens"), &["--data", "tokens"], "");
         place.is_same_run(&out("file"), &out("tokens"));
         let eval = |data: &str| {
             let args = ["eval", &out("file"), "--json", "--data", data];
-            let found: Value = serde_json::from_str(&place.succeeds(&args, "").stdout).unwrap();
+            let found: Value = serde_json::from_str(&place.succeeds(&args).stdout).unwrap();
             found
         };
         // Answers alone have bytes; tokens are theirs and one more each.
@@ -151,7 +114,7 @@ fn one_corpus_in_many_shapes_trains_one_model() {
         "--data",
         "text.txt",
     ];
-    place.succeeds(&[&text[..], &["--tokenizer", "byte"]].concat(), "");
+    place.succeeds(&[&text[..], &["--tokenizer", "byte"]].concat());
     for old in [
         "train-loss-00000.bin",
         "val-loss-00000.bin",
@@ -163,7 +126,7 @@ fn one_corpus_in_many_shapes_trains_one_model() {
 
 #[test]
 fn a_run_that_is_resumed_ends_with_the_same_bytes() {
-    let place = Place::new();
+    let place = place();
     let data = ["--data", "chat.jsonl", "--tokenizer", "byte"];
     let accumulate = ["--set", "train.accumulation=2"];
     place.fit(
@@ -176,19 +139,13 @@ fn a_run_that_is_resumed_ends_with_the_same_bytes() {
         &[&data[..], &accumulate, &["--stop-at", "2"]].concat(),
         "",
     );
-    place.succeeds(
-        &["fit", "--out", "halves", "--resume", "--data", "chat.jsonl"],
-        "",
-    );
+    place.succeeds(&["fit", "--out", "halves", "--resume", "--data", "chat.jsonl"]);
     place.is_same_run("whole", "halves");
     assert!(place.read("whole/state.safetensors") == place.read("halves/state.safetensors"));
     place.is_same_run("whole", "whole/best");
     let changed = chats("messages").replace("Be kind.", "Be curt.");
     fs::write(place.path("chat.jsonl"), changed).unwrap();
-    let other = place.run(
-        &["fit", "--out", "halves", "--resume", "--data", "chat.jsonl"],
-        "",
-    );
+    let other = place.run(&["fit", "--out", "halves", "--resume", "--data", "chat.jsonl"]);
     assert!(
         other.stderr.contains("the text is not the one"),
         "{}",
@@ -199,14 +156,14 @@ fn a_run_that_is_resumed_ends_with_the_same_bytes() {
 /// Texts are learned whole, beside conversations that are not.
 #[test]
 fn texts_and_conversations_mix() {
-    let place = Place::new();
+    let place = place();
     let text = "She was convinced that she could have been happy with him. ";
     fs::write(place.path("text.txt"), text.repeat(9)).unwrap();
     let data = ["--data", "text.txt", "chat.jsonl", "--tokenizer", "byte"];
     place.fit("run", &data, "");
     let tokens = |data: &[&str]| {
         let args = [&["eval", "run", "--json", "--data"], data].concat();
-        let found: Value = serde_json::from_str(&place.succeeds(&args, "").stdout).unwrap();
+        let found: Value = serde_json::from_str(&place.succeeds(&args).stdout).unwrap();
         found["tokens"].as_u64().unwrap()
     };
     // All of the text, and its end, but not the end of a conversation.
@@ -221,7 +178,7 @@ fn texts_and_conversations_mix() {
 
 #[test]
 fn a_question_is_written_by_the_template() {
-    let place = Place::new();
+    let place = place();
     place.fit("run", &["--data", "chat.jsonl", "--tokenizer", "byte"], "");
     let ask = [
         "sample",
@@ -232,20 +189,20 @@ fn a_question_is_written_by_the_template() {
         "--max-tokens",
         "4",
     ];
-    let answer = place.succeeds(&ask, "").stdout;
+    let answer = place.succeeds(&ask).stdout;
     assert!(
         !answer.contains("What?") && !answer.contains("<|im"),
         "{answer}"
     );
-    let system = place.succeeds(&[&ask[..], &["--system", "Be kind."]].concat(), "");
+    let system = place.succeeds(&[&ask[..], &["--system", "Be kind."]].concat());
     assert!(system.stdout.len() > 1);
-    let misplaced = place.run(&["sample", "run", "--prompt", "a", "--system", "b"], "");
+    let misplaced = place.run(&["sample", "run", "--prompt", "a", "--system", "b"]);
     assert_eq!(misplaced.code, 2);
 }
 
 #[test]
 fn what_is_wrong_with_a_conversation_is_named() {
-    let place = Place::new();
+    let place = place();
     let good = chats("messages").lines().next().unwrap().to_owned();
     let cases = [
         (
@@ -277,7 +234,7 @@ fn what_is_wrong_with_a_conversation_is_named() {
                 "--tokenizer",
                 "bpe:300",
             ];
-            let outcome = place.run(&args, "");
+            let outcome = place.run(&args);
             assert_eq!(outcome.code, 1, "{says}");
             assert!(outcome.stderr.contains(says), "{}", outcome.stderr);
             assert!(!place.path("out").exists(), "{says}");
@@ -286,7 +243,7 @@ fn what_is_wrong_with_a_conversation_is_named() {
     let question = r#"{"messages": [{"role": "user", "content": "Hm?"}]}"#;
     fs::write(place.path("bad.jsonl"), question).unwrap();
     let fit = ["fit", "--out", "out", "--tokenizer", "byte", "--data"];
-    let silent = place.run(&[&fit[..], &["bad.jsonl"]].concat(), "");
+    let silent = place.run(&[&fit[..], &["bad.jsonl"]].concat());
     assert!(
         silent
             .stderr
@@ -311,7 +268,7 @@ fn what_is_wrong_with_a_conversation_is_named() {
         "--tokenizer",
         "plain/tokenizer.json",
     ];
-    let refused = place.run(&given, "");
+    let refused = place.run(&given);
     assert!(
         refused.stderr.contains("no chat template; put"),
         "{}",
@@ -326,7 +283,7 @@ fn what_is_wrong_with_a_conversation_is_named() {
         config.to_string(),
     )
     .unwrap();
-    let divided = place.run(&[&given[..], &SMALL].concat(), "");
+    let divided = place.run(&[&given[..], &SMALL].concat());
     assert_eq!(divided.code, 2, "{}", divided.stderr);
     assert!(
         divided.stderr.contains("train.mask_documents=false"),
@@ -334,5 +291,5 @@ fn what_is_wrong_with_a_conversation_is_named() {
         divided.stderr
     );
     let together = ["--set", "train.mask_documents=false"];
-    place.succeeds(&[&given[..], &SMALL, &together].concat(), "");
+    place.succeeds(&[&given[..], &SMALL, &together].concat());
 }

@@ -1,10 +1,10 @@
 //! Corpora as users bring them: patterns, JSON Lines, standard input, folders of tokens, and dirt.
 
-use std::fs;
-use std::path::PathBuf;
+mod program;
 
-use assert_cmd::Command;
-use tempfile::TempDir;
+use std::fs;
+
+use program::{Outcome, Place};
 
 const SENTENCE: &str = "She was convinced that she could have been happy with him. ";
 
@@ -25,56 +25,10 @@ const SMALL: [&str; 14] = [
     "model.n_layers=1",
 ];
 
-struct Place(TempDir);
-
-struct Outcome {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
 impl Place {
-    fn new(files: &[(&str, &[u8])]) -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        for (name, bytes) in files {
-            let path = place.path(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, bytes).unwrap();
-        }
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn read(&self, name: &str) -> Vec<u8> {
-        fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
-    }
-
-    fn run(&self, args: &[&str], stdin: &str) -> Outcome {
-        let output = Command::new(assert_cmd::cargo::cargo_bin!("bitnet-trainer"))
-            .current_dir(self.0.path())
-            .args(args)
-            .write_stdin(stdin)
-            .output()
-            .unwrap();
-        Outcome {
-            code: output.status.code().unwrap(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
-    fn succeeds(&self, args: &[&str], stdin: &str) -> Outcome {
-        let outcome = self.run(args, stdin);
-        assert_eq!(outcome.code, 0, "{args:?}: {}", outcome.stderr);
-        outcome
-    }
-
     fn fit(&self, out: &str, data: &[&str], stdin: &str) -> Outcome {
         let args = [&["fit", "--out", out], &SMALL[..], &["--data"], data].concat();
-        self.succeeds(&args, stdin)
+        self.succeeds_with(&args, stdin)
     }
 }
 
@@ -129,7 +83,7 @@ fn one_corpus_in_many_shapes_trains_one_model() {
         "--data",
         "lines.jsonl",
     ];
-    let said = place.succeeds(&[&prepare[..], &tokenizer].concat(), "");
+    let said = place.succeeds(&[&prepare[..], &tokenizer].concat());
     assert!(
         said.stdout.contains("30 documents (0 empty"),
         "{}",
@@ -139,10 +93,7 @@ fn one_corpus_in_many_shapes_trains_one_model() {
     assert!(place.read("prepared/model.safetensors") == place.read("lines/model.safetensors"));
     let eval = |data: &[&str]| {
         place
-            .succeeds(
-                &[&["eval", "prepared", "--json", "--data"], data].concat(),
-                "",
-            )
+            .succeeds(&[&["eval", "prepared", "--json", "--data"], data].concat())
             .stdout
     };
     let held_out: serde_json::Value = serde_json::from_str(&eval(&["tokens"])).unwrap();
@@ -176,8 +127,7 @@ fn documents_do_not_see_each_other() {
             data,
         ]
         .concat();
-        let found: serde_json::Value =
-            serde_json::from_str(&place.succeeds(&args, "").stdout).unwrap();
+        let found: serde_json::Value = serde_json::from_str(&place.succeeds(&args).stdout).unwrap();
         found["nats_per_token"].as_f64().unwrap() * found["tokens"].as_f64().unwrap()
     };
     // c, its end, the first byte of b (which nothing comes before), the rest of b.
@@ -194,7 +144,7 @@ fn documents_do_not_see_each_other() {
 fn a_stream_that_is_needed_twice_is_refused() {
     let place = Place::new(&[]);
     let prepare = ["prepare", "--data", "-", "--out", "tokens"];
-    let refused = place.run(&prepare, SENTENCE);
+    let refused = place.run_with(&prepare, SENTENCE);
     assert_eq!(refused.code, 2);
     assert!(
         refused.stderr.contains("can be read once"),
@@ -203,8 +153,8 @@ fn a_stream_that_is_needed_twice_is_refused() {
     );
     assert!(!place.path("tokens").exists());
     let bytes = [&prepare[..], &["--tokenizer", "byte"]].concat();
-    place.succeeds(&bytes, &SENTENCE.repeat(20));
-    let again = place.run(&bytes, SENTENCE);
+    place.succeeds_with(&bytes, &SENTENCE.repeat(20));
+    let again = place.run_with(&bytes, SENTENCE);
     assert_eq!(again.code, 2);
     assert!(again.stderr.contains("--overwrite"), "{}", again.stderr);
     assert_eq!(place.read("tokens/train-00000.bin").len(), 2 * 59 * 18);
@@ -222,14 +172,14 @@ fn damaged_folders_of_tokens_are_refused() {
         "--tokenizer",
         "byte",
     ];
-    place.succeeds(&prepare, "");
+    place.succeeds(&prepare);
     let refused = |says: &str| {
         let args = [
             &["fit", "--overwrite", "--data", "tokens", "--out", "run"],
             &SMALL[..],
         ]
         .concat();
-        let outcome = place.run(&args, "");
+        let outcome = place.run(&args);
         assert_eq!(outcome.code, 1, "{}", outcome.stderr);
         assert!(outcome.stderr.contains(says), "{}", outcome.stderr);
     };
@@ -264,8 +214,8 @@ fn a_tokenizer_without_an_end_of_text_takes_one_document() {
         "--data",
         "a.txt",
     ];
-    place.succeeds(&[&args[..], &["--dry-run"]].concat(), "");
-    let refused = place.run(&[&args[..], &["b.txt"]].concat(), "");
+    place.succeeds(&[&args[..], &["--dry-run"]].concat());
+    let refused = place.run(&[&args[..], &["b.txt"]].concat());
     assert_eq!(refused.code, 1);
     assert!(
         refused.stderr.contains("no id that ends a text"),
@@ -311,7 +261,7 @@ fn dirt_anywhere_in_a_corpus_is_named_and_nothing_is_written() {
                 "--data",
                 "in/*",
             ];
-            let outcome = place.run(&args, "");
+            let outcome = place.run(&args);
             assert_eq!(outcome.code, 1, "{command} {says}: {}", outcome.stderr);
             assert!(
                 outcome.stderr.contains(says),

@@ -1,20 +1,18 @@
 //! Dropout in the whole network: gradients are those of the masked network, runs repeat themselves.
 
-use std::fs;
-use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+mod library;
 
 use bitnet_formats::{ModelConfig, Preset};
-use bitnet_trainer::corpus::DataOptions;
-use bitnet_trainer::fit::{FitOptions, Start, fit};
-use bitnet_trainer::keys;
+use bitnet_trainer::checkpoint::RunFolder;
+use bitnet_trainer::data::EncodedText;
+use bitnet_trainer::eval::evaluate;
+use bitnet_trainer::fit::Start;
 use bitnet_trainer::model::gradient::{Example, Worker};
 use bitnet_trainer::model::{Keep, Model, Sequence};
 use bitnet_trainer::ops::dropout::Dropout;
-use bitnet_trainer::progress::Progress;
-use bitnet_trainer::settings::Settings;
 use bitnet_trainer::tensor::{flat, flat_mut};
 use bitnet_trainer::tokenizer::TokenizerKind;
+use library::{Place, TEXT, files, metrics, settings, start};
 
 const LEN: usize = 9;
 
@@ -105,95 +103,39 @@ fn what_is_kept_changes_no_bit() {
     assert!(gradients(Keep::Activations) == gradients(Keep::Inputs));
 }
 
-struct Place {
-    folder: tempfile::TempDir,
-    data: PathBuf,
-}
-
-impl Place {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("text.txt");
-        fs::write(
-            &data,
-            "She was convinced that she could have been happy. ".repeat(40),
-        )
-        .unwrap();
-        Self { folder, data }
-    }
-
-    fn fit(&self, name: &str, start: Start, threads: usize, stop_at: Option<u64>) {
-        let options = FitOptions {
-            data: DataOptions::files(vec![self.data.clone()]),
-            out: self.folder.path().join(name),
-            start,
-            threads,
-            stop_at,
-            export: None,
-            ignore_memory: false,
-        };
-        fit(&options, &AtomicBool::new(false), &mut Progress::silent()).unwrap();
-    }
-
-    fn state(&self, name: &str) -> Vec<u8> {
-        fs::read(self.folder.path().join(name).join("state.safetensors")).unwrap()
-    }
-}
-
 fn fresh(rate: &str) -> Start {
-    let mut settings = Settings::preset(Preset::Nano);
-    let sets = [
-        "model.hidden_size=32",
-        "model.intermediate_size=48",
-        "model.n_layers=2",
-        "train.steps=6",
-        "train.batch=3",
-        "train.accumulation=2",
-        "train.context=24",
-        "train.sample_tokens=0",
-        &format!("train.dropout={rate}"),
-    ];
-    for assignment in sets {
-        keys::apply(&mut settings, assignment).unwrap();
-    }
-    Start::Fresh {
-        settings: Box::new(settings),
-        tokenizer: Some(TokenizerKind::Byte),
-        init: None,
-        overwrite: false,
-    }
+    let rate = format!("train.dropout={rate}");
+    let short = ["train.steps=6", "train.batch=3", "train.accumulation=2"];
+    start(
+        settings(&[&short[..], &[&rate]].concat()),
+        TokenizerKind::Byte,
+    )
 }
 
 #[test]
 fn threads_and_interruptions_change_no_mask() {
     let place = Place::new();
-    place.fit("one", fresh("0.2"), 1, None);
-    place.fit("three", fresh("0.2"), 3, None);
-    place.fit("halves", fresh("0.2"), 2, Some(3));
-    place.fit("halves", Start::Resume { steps: None }, 1, None);
-    assert!(place.state("one") == place.state("three"));
-    assert!(place.state("one") == place.state("halves"));
-    place.fit("none", fresh("0"), 1, None);
-    let weights = |name: &str| {
-        let model = place.folder.path().join(name).join("model.safetensors");
-        fs::read(model).unwrap()
+    let fit = |name: &str, start, threads, stop_at| {
+        place.fit(name, start, threads, stop_at).unwrap();
+        files(&place.out(name))
     };
-    assert!(weights("one") != weights("none"));
+    let one = fit("one", fresh("0.2"), 1, None);
+    assert!(one == fit("three", fresh("0.2"), 3, None));
+    fit("halves", fresh("0.2"), 2, Some(3));
+    assert!(one == fit("halves", Start::Resume { steps: None }, 1, None));
+    assert!(one[0] != fit("none", fresh("0"), 1, None)[0]);
 }
 
 /// The rate of a run is no part of its model: what is evaluated has every feature.
 #[test]
 fn evaluations_leave_nothing_out() {
     let place = Place::new();
-    place.fit("run", fresh("0.5"), 1, None);
-    let folder = place.folder.path().join("run");
-    let metrics = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-    let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
-    let run = bitnet_trainer::checkpoint::RunFolder::new(folder);
-    let (model, tokenizer) = run.load_model().unwrap();
-    let text = fs::read_to_string(&place.data).unwrap();
+    place.fit("run", fresh("0.5"), 1, None).unwrap();
+    let last = metrics(&place.out("run")).pop().unwrap();
+    let (model, tokenizer) = RunFolder::new(place.out("run")).load_model().unwrap();
+    let text = TEXT.repeat(20);
     let (_, validation) = bitnet_trainer::held_out::split(&text, 0.1);
-    let text = bitnet_trainer::data::EncodedText::new(&tokenizer, validation).unwrap();
-    let found = bitnet_trainer::eval::evaluate(&model, &text, 24).unwrap();
+    let text = EncodedText::new(&tokenizer, validation).unwrap();
+    let found = evaluate(&model, &text, 24).unwrap();
     assert_eq!(last["val_loss"], found.nats_per_token);
 }

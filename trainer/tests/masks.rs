@@ -85,6 +85,13 @@ fn settings() -> Settings {
     settings
 }
 
+fn weights(trainer: &Trainer) -> Vec<f32> {
+    let params = trainer.model().params().into_iter();
+    params
+        .flat_map(|param| flat(&param.value).to_vec())
+        .collect()
+}
+
 /// The loss of a step is the mean over what it predicts, wherever in its micro-batches that is.
 #[test]
 fn the_loss_of_a_step_is_the_mean_over_its_targets() {
@@ -117,22 +124,16 @@ fn the_loss_of_a_step_is_the_mean_over_its_targets() {
 /// A mask of ones is no mask.
 #[test]
 fn a_mask_that_counts_all_changes_no_bit() {
-    let weights = |mask| {
+    let trained = |mask| {
         let data = dataset(mask);
         let mut trainer = Trainer::new(settings(), None, Keep::Activations);
         for _ in 0..3 {
             trainer.take_step(&data, None, "out".as_ref()).unwrap();
         }
-        let params = trainer.model().params().into_iter();
-        params
-            .flat_map(|param| flat(&param.value).to_vec())
-            .collect::<Vec<f32>>()
+        weights(&trainer)
     };
-    let (all, none) = (
-        weights(LossMask::Memory(vec![true; 200])),
-        weights(LossMask::All),
-    );
-    assert!(all == none);
+    let all = trained(LossMask::Memory(vec![true; 200]));
+    assert!(all == trained(LossMask::All));
 }
 
 /// Windows without an answer change nothing, and the run goes on.
@@ -140,19 +141,8 @@ fn a_mask_that_counts_all_changes_no_bit() {
 fn a_step_without_a_target_is_left_out() {
     let data = dataset(LossMask::Memory(vec![false; 200]));
     let mut trainer = Trainer::new(settings(), None, Keep::Activations);
-    let before: Vec<_> = trainer
-        .model()
-        .params()
-        .iter()
-        .map(|p| p.value.clone())
-        .collect();
+    let before = weights(&trainer);
     let step = trainer.take_step(&data, None, "out".as_ref()).unwrap();
     assert!(step.skipped && step.loss == 0.0 && step.grad_norm == 0.0);
-    let after: Vec<_> = trainer
-        .model()
-        .params()
-        .iter()
-        .map(|p| p.value.clone())
-        .collect();
-    assert!(before == after && trainer.step() == 1);
+    assert!(before == weights(&trainer) && trainer.step() == 1);
 }

@@ -1,100 +1,29 @@
 //! Whole runs through the library: determinism, resuming, overfitting, failed saves.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+mod library;
 
-use bitnet_formats::Preset;
+use std::fs;
+use std::path::Path;
+
 use bitnet_trainer::checkpoint::RunFolder;
-use bitnet_trainer::corpus::DataOptions;
 use bitnet_trainer::data::{EncodedText, TokenDataset};
-use bitnet_trainer::error::{Error, Result};
+use bitnet_trainer::error::Error;
 use bitnet_trainer::eval::evaluate;
-use bitnet_trainer::fit::{FitOptions, Outcome, Start, fit};
-use bitnet_trainer::keys;
+use bitnet_trainer::fit::{Outcome, Start};
 use bitnet_trainer::model::Keep;
 use bitnet_trainer::param::Param;
-use bitnet_trainer::progress::Progress;
 use bitnet_trainer::settings::Settings;
 use bitnet_trainer::tokenizer::TokenizerKind;
 use bitnet_trainer::trainer::Trainer;
-
-const TEXT: &str = "It is a truth universally acknowledged, that a single man in possession of a \
-                    good fortune, must be in want of a wife. However little known the feelings. ";
-
-struct Place {
-    folder: tempfile::TempDir,
-    data: PathBuf,
-}
-
-impl Place {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("text.txt");
-        fs::write(&data, TEXT.repeat(20)).unwrap();
-        Self { folder, data }
-    }
-
-    fn out(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn fit(
-        &self,
-        name: &str,
-        start: Start,
-        threads: usize,
-        stop_at: Option<u64>,
-    ) -> Result<Outcome> {
-        let options = FitOptions {
-            data: DataOptions::files(vec![self.data.clone()]),
-            out: self.out(name),
-            start,
-            threads,
-            stop_at,
-            export: None,
-            ignore_memory: false,
-        };
-        fit(&options, &AtomicBool::new(false), &mut Progress::silent())
-    }
-}
+use library::{Place, TEXT, files, metrics, start};
 
 fn settings(sets: &[&str]) -> Settings {
-    let mut settings = Settings::preset(Preset::Nano);
-    let small = [
-        "model.hidden_size=32",
-        "model.intermediate_size=48",
-        "model.n_layers=2",
-        "train.steps=10",
-        "train.batch=4",
-        "train.context=24",
-        "train.sample_tokens=4",
-    ];
-    for assignment in small.iter().chain(sets) {
-        keys::apply(&mut settings, assignment).unwrap();
-    }
-    settings
+    let short = ["train.steps=10", "train.batch=4"];
+    library::settings(&[&short[..], sets].concat())
 }
 
 fn fresh(sets: &[&str]) -> Start {
-    Start::Fresh {
-        settings: Box::new(settings(sets)),
-        tokenizer: Some(TokenizerKind::Bpe(270)),
-        init: None,
-        overwrite: false,
-    }
-}
-
-fn files(folder: &Path) -> Vec<Vec<u8>> {
-    let names = [
-        "model.safetensors",
-        "state.safetensors",
-        "config.json",
-        "tokenizer.json",
-    ];
-    names
-        .map(|name| fs::read(folder.join(name)).unwrap())
-        .into()
+    start(settings(sets), TokenizerKind::Bpe(270))
 }
 
 #[test]
@@ -126,9 +55,10 @@ fn resuming_writes_the_bytes_of_an_uninterrupted_run() {
     assert!(matches!(finished, Outcome::Finished(Some(_))));
     assert!(files(&place.out("halves")) == files(&place.out("whole")));
     let steps = |name: &str| {
-        let text = fs::read_to_string(place.out(name).join("metrics.jsonl")).unwrap();
-        let step = |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].clone();
-        text.lines().map(step).collect::<Vec<_>>()
+        let records = metrics(&place.out(name)).into_iter();
+        records
+            .map(|record| record["step"].clone())
+            .collect::<Vec<_>>()
     };
     assert_eq!(steps("halves"), steps("whole"));
     assert_eq!(steps("whole").len(), 10);
@@ -152,12 +82,6 @@ fn a_run_can_be_made_longer() {
     let (state, _, _) = RunFolder::new(place.out("run")).load_state().unwrap();
     assert_eq!((state.step, state.settings.train.steps), (14, 14));
     assert_eq!(state.settings.train.warmup, settings(&[]).train.warmup);
-}
-
-fn metrics(folder: &Path) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-    let read = |line| serde_json::from_str(line).unwrap();
-    text.lines().map(read).collect()
 }
 
 /// A rate that ruins the model: evaluations get worse, the best is kept, and the run stops.

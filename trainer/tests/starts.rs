@@ -1,91 +1,32 @@
 //! Runs that begin in full precision and turn their quantisers on.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+mod library;
 
-use bitnet_formats::Preset;
+use std::fs;
+
 use bitnet_trainer::checkpoint::RunFolder;
-use bitnet_trainer::corpus::DataOptions;
-use bitnet_trainer::fit::{FitOptions, Outcome, Start, fit};
-use bitnet_trainer::keys;
+use bitnet_trainer::fit::Start;
 use bitnet_trainer::model::{Model, Sequence};
 use bitnet_trainer::ops::ramp::Quantizers;
-use bitnet_trainer::progress::Progress;
 use bitnet_trainer::settings::Settings;
 use bitnet_trainer::tokenizer::TokenizerKind;
-use serde_json::Value;
-
-const TEXT: &str = "It is a truth universally acknowledged, that a single man in possession of a \
-                    good fortune, must be in want of a wife. However little known the feelings. ";
-
-struct Place {
-    folder: tempfile::TempDir,
-    data: PathBuf,
-}
+use library::{Place, TEXT, files, metrics, start};
 
 impl Place {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("text.txt");
-        fs::write(&data, TEXT.repeat(20)).unwrap();
-        Self { folder, data }
+    fn fresh(&self, name: &str, sets: &[&str], threads: usize, stop_at: Option<u64>) {
+        let start = start(settings(sets), TokenizerKind::Byte);
+        self.fit(name, start, threads, stop_at).unwrap();
     }
 
-    fn out(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn fit(&self, name: &str, start: Start, threads: usize, stop_at: Option<u64>) -> Outcome {
-        let options = FitOptions {
-            data: DataOptions::files(vec![self.data.clone()]),
-            out: self.out(name),
-            start,
-            threads,
-            stop_at,
-            export: None,
-            ignore_memory: false,
-        };
-        fit(&options, &AtomicBool::new(false), &mut Progress::silent()).unwrap()
-    }
-
-    fn fresh(&self, name: &str, sets: &[&str], threads: usize, stop_at: Option<u64>) -> Outcome {
-        let start = Start::Fresh {
-            settings: Box::new(settings(sets)),
-            tokenizer: Some(TokenizerKind::Byte),
-            init: None,
-            overwrite: false,
-        };
-        self.fit(name, start, threads, stop_at)
-    }
-
-    fn state(&self, name: &str) -> Vec<u8> {
-        fs::read(self.out(name).join("state.safetensors")).unwrap()
+    fn resume(&self, name: &str, threads: usize) {
+        let start = Start::Resume { steps: None };
+        self.fit(name, start, threads, None).unwrap();
     }
 }
 
 fn settings(sets: &[&str]) -> Settings {
-    let mut settings = Settings::preset(Preset::Nano);
-    let small = [
-        "model.hidden_size=32",
-        "model.intermediate_size=48",
-        "model.n_layers=2",
-        "train.steps=9",
-        "train.eval_every=2",
-        "train.batch=3",
-        "train.context=24",
-        "train.sample_tokens=4",
-    ];
-    for assignment in small.iter().chain(sets) {
-        keys::apply(&mut settings, assignment).unwrap();
-    }
-    settings
-}
-
-fn metrics(folder: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-    let read = |line| serde_json::from_str(line).unwrap();
-    text.lines().map(read).collect()
+    let short = ["train.steps=9", "train.eval_every=2", "train.batch=3"];
+    library::settings(&[&short[..], sets].concat())
 }
 
 const START: [&str; 2] = ["train.fp_steps=3", "train.ramp_steps=3"];
@@ -98,11 +39,9 @@ fn a_start_in_full_precision_resumes_to_the_same_bytes() {
     for stop in 1..9 {
         let name = stop.to_string();
         place.fresh(&name, &START, 1, Some(stop));
-        place.fit(&name, Start::Resume { steps: None }, 3, None);
-        assert!(
-            place.state(&name) == place.state("whole"),
-            "stopped at {stop}"
-        );
+        place.resume(&name, 3);
+        let same = files(&place.out(&name)) == files(&place.out("whole"));
+        assert!(same, "stopped at {stop}");
     }
     let records = metrics(&place.out("whole"));
     let lambdas: Vec<_> = records.iter().map(|r| r["lambda"].as_f64()).collect();
@@ -166,7 +105,7 @@ fn the_ramp_ends_in_the_quantised_network() {
 fn every_start_of_a_run_has_its_event_file() {
     let place = Place::new();
     place.fresh("run", &[], 1, Some(4));
-    place.fit("run", Start::Resume { steps: None }, 1, None);
+    place.resume("run", 1);
     let events = |name: &str| {
         let entries = fs::read_dir(place.out(name)).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -181,6 +120,6 @@ fn every_start_of_a_run_has_its_event_file() {
         init: None,
         overwrite: true,
     };
-    place.fit("run", again, 1, Some(1));
+    place.fit("run", again, 1, Some(1)).unwrap();
     assert_eq!(events("run"), 1);
 }

@@ -1,16 +1,12 @@
 //! Small checkpoints made on the spot, to convert or to break.
 #![allow(dead_code, reason = "each test program uses its part")]
 
-use std::fs::{self, File};
-use std::io;
-use std::ops::ControlFlow;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use bitnet_converter::convert::{FileBytes, Outcome, load};
+use bitnet_converter::convert::Outcome;
 use bitnet_converter::names::checkpoint_tensors;
-use bitnet_converter::{
-    CheckpointConfig, Conversion, ConvertError, PackOptions, ReadOptions, convert,
-};
+use bitnet_converter::{CheckpointConfig, Conversion, ConvertError, PackOptions, convert};
 use bitnet_formats::float::{f32_to_bf16, f32_to_f16};
 use bitnet_formats::{Attention, ModelConfig, Preset};
 use safetensors::Dtype;
@@ -134,15 +130,9 @@ pub(crate) fn save_tensors(path: &Path, tensors: &[Tensor]) {
 
 /// Converts with the library, reading the output back into memory.
 pub(crate) fn run(input: &Path, output: &Path, pack: PackOptions) -> Result<Outcome, ConvertError> {
-    let read_back: fn(&File) -> io::Result<FileBytes> = load;
     let conversion = Conversion {
         pack,
-        read: ReadOptions::default(),
-        prune_dead: false,
-        verify: true,
-        self_test: true,
-        read_back,
-        progress: &mut |_, _| ControlFlow::Continue(()),
+        ..Conversion::default()
     };
     convert(input, output, conversion)
 }

@@ -3,11 +3,9 @@
 mod util;
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use bitnet_converter::convert::load;
-use bitnet_converter::{Conversion, EmbeddingType, PackOptions, ReadOptions, convert};
+use bitnet_converter::{Conversion, EmbeddingType, PackOptions, convert};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use util::{BOS, Place, grouped, mute, speaking, tokenizer_json};
@@ -35,12 +33,8 @@ fn converted(tokenizer: Option<&str>) -> Place {
             embedding: EmbeddingType::Source,
             ..PackOptions::default()
         },
-        read: ReadOptions::default(),
-        prune_dead: false,
-        verify: true,
         self_test: false,
-        read_back: load,
-        progress: &mut |_, _| ControlFlow::Continue(()),
+        ..Conversion::default()
     };
     convert(&source, &place.path("m.btn"), conversion).unwrap();
     fs::remove_dir_all(source).unwrap();

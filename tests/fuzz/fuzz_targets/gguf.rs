@@ -2,11 +2,9 @@
 #![no_main]
 
 use std::fs;
-use std::ops::ControlFlow;
 
-use bitnet_converter::convert::load;
 use bitnet_converter::gguf::Gguf;
-use bitnet_converter::{Conversion, PackOptions, ReadOptions, convert};
+use bitnet_converter::{Conversion, convert};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -17,13 +15,9 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     }
     let conversion = Conversion {
-        pack: PackOptions::default(),
-        read: ReadOptions::default(),
-        prune_dead: false,
         verify: false,
         self_test: false,
-        read_back: load,
-        progress: &mut |_, _| ControlFlow::Continue(()),
+        ..Conversion::default()
     };
     _ = convert(&file, &dir.path().join("out.btn"), conversion);
 });

@@ -2,10 +2,8 @@
 #![no_main]
 
 use std::fs;
-use std::ops::ControlFlow;
 
-use bitnet_converter::convert::load;
-use bitnet_converter::{Checkpoint, Conversion, PackOptions, ReadOptions, convert};
+use bitnet_converter::{Checkpoint, Conversion, convert};
 use libfuzzer_sys::fuzz_target;
 
 const CONFIG: &[u8] = include_bytes!("../../fixtures/llama_packed_rmsnorm/config.json");
@@ -19,13 +17,9 @@ fuzz_target!(|bytes: &[u8]| {
     }
     fs::write(dir.path().join("config.json"), CONFIG).unwrap();
     let conversion = Conversion {
-        pack: PackOptions::default(),
-        read: ReadOptions::default(),
-        prune_dead: false,
         verify: false,
         self_test: false,
-        read_back: load,
-        progress: &mut |_, _| ControlFlow::Continue(()),
+        ..Conversion::default()
     };
     _ = convert(dir.path(), &dir.path().join("out.btn"), conversion);
 });

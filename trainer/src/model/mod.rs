@@ -56,8 +56,6 @@ pub struct Diverged {
 #[derive(Clone, Debug)]
 pub struct Model<T> {
     config: ModelConfig,
-    /// True with all quantisers on.
-    quantize: bool,
     quantizers: Quantizers,
     embedding: Param<T>,
     blocks: Vec<Block<T>>,
@@ -85,7 +83,6 @@ impl<T: Real> Model<T> {
             config.norms.eps,
         );
         Self {
-            quantize,
             quantizers: match quantize {
                 true => Quantizers::On,
                 false => Quantizers::Off,
@@ -147,9 +144,13 @@ impl<T: Real> Model<T> {
     pub fn set_quantizers(&mut self, quantizers: Quantizers) {
         if self.quantizers != quantizers {
             self.quantizers = quantizers;
-            self.quantize = quantizers == Quantizers::On;
             self.refresh();
         }
+    }
+
+    /// True with all quantisers on.
+    fn quantizes(&self) -> bool {
+        self.quantizers == Quantizers::On
     }
 
     /// Makes the weights in use follow the master weights.
@@ -211,7 +212,7 @@ impl<T: Real> Model<T> {
         };
         let mut records: BTreeMap<_, _> = self.params().iter().map(record).collect();
         for linear in self.blocks.iter().flat_map(Block::linears) {
-            if let (true, Some(record)) = (self.quantize, records.get_mut(&linear.weight.name)) {
+            if let (true, Some(record)) = (self.quantizes(), records.get_mut(&linear.weight.name)) {
                 record.scale = Some(linear.mean_magnitude());
                 record.zero_share = Some(linear.zero_share());
             }
@@ -268,7 +269,7 @@ impl<T: Real> Model<T> {
 
     /// Computes from the input of block `i` all that its backward pass needs.
     fn fill_tape(&self, i: usize, seq: &mut Sequence<T>) -> Result<(), Diverged> {
-        let (block, quantize) = (&self.blocks[i], self.quantize);
+        let (block, quantize) = (&self.blocks[i], self.quantizes());
         let diverged = |NonFinite| Diverged { block: i };
         let tape = i % seq.log_sum_exp.len();
         let before = |part: &mut Part<T>| {

@@ -80,6 +80,16 @@ pub enum Keep {
     Inputs,
 }
 
+impl Keep {
+    /// Blocks whose activations a sequence holds at the same time.
+    pub(crate) const fn tapes(self, n_layers: usize) -> usize {
+        match self {
+            Self::Activations => n_layers,
+            Self::Inputs => 1,
+        }
+    }
+}
+
 impl<T: Real> Sequence<T> {
     /// Buffers to evaluate `len` tokens.
     pub fn to_evaluate(config: &ModelConfig, len: usize) -> Self {
@@ -88,11 +98,7 @@ impl<T: Real> Sequence<T> {
 
     /// Buffers to train on `len` tokens.
     pub fn to_train(config: &ModelConfig, len: usize, keep: Keep) -> Self {
-        let tapes = match keep {
-            Keep::Activations => config.n_layers,
-            Keep::Inputs => 1,
-        };
-        Self::new(config, len, config.n_layers, tapes)
+        Self::new(config, len, config.n_layers, keep.tapes(config.n_layers))
     }
 
     fn new(config: &ModelConfig, len: usize, inputs: usize, tapes: usize) -> Self {

@@ -15,6 +15,7 @@ mod world;
 #[path = "no_world.rs"]
 mod world;
 
+use crate::data::Fingerprint;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::ranks::world::World;
@@ -91,7 +92,7 @@ impl Ranks {
         let Some(world) = &self.world else {
             return Ok(());
         };
-        let own = fingerprint(own);
+        let own = Fingerprint::of(own).value();
         if world.of_first(own) == own {
             return Ok(());
         }
@@ -177,13 +178,6 @@ impl Ranks {
             .map(|i| by_rank[i % n * rounds + i / n])
             .collect()
     }
-}
-
-/// 64-bit FNV-1a.
-fn fingerprint(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 #[cfg(test)]
