@@ -123,6 +123,13 @@ pub const KEYS: &[Key] = &[
         "base of the rotary frequencies"
     ),
     key!("model.norms.eps", model.norms.eps, "epsilon of all norms"),
+    Key {
+        name: "model.sub_norms",
+        help: "true: norms before o_proj and down_proj too, as in BitNet b1.58; false: as in Llama, \
+               with grouped attention",
+        set: set_sub_norms,
+        get: |s| Some(s.model.norms.attn_sub_norm.to_string()),
+    },
     key!(
         "model.tie_embeddings",
         model.tie_embeddings,
@@ -419,6 +426,14 @@ fn set_order(settings: &mut Settings, value: &str) -> SetResult {
 
 fn set_activation(settings: &mut Settings, value: &str) -> SetResult {
     settings.model.activation = one_of(value, &ACTIVATIONS)?;
+    Ok(())
+}
+
+/// Both or none: no public architecture has one of the two.
+fn set_sub_norms(settings: &mut Settings, value: &str) -> SetResult {
+    let norms = &mut settings.model.norms;
+    parse(value, &mut norms.attn_sub_norm)?;
+    norms.ffn_sub_norm = norms.attn_sub_norm;
     Ok(())
 }
 
