@@ -1,7 +1,7 @@
 """From `bitnet-trainer fit` to the transformers library and back: equal logits, equal tokens.
 
     python transformers_round_trip.py            trains, packs and runs small grouped-query models with the release binaries, with
-                                                 sub-norms (BitNet) and without (Llama), loads them in transformers, compares;
+                                                 sub-norms (BitNet), without (Llama), and with norms inside the linears, loads them in transformers, compares;
                                                  then the other way round by save_pretrained
     python transformers_round_trip.py --write    also replaces tests/fixtures/transformers, which the normal tests read
 
@@ -32,6 +32,7 @@ CLOSE, FAR, FAR_MEAN, MARGIN = 1e-4, 0.5, 0.02, 0.1
 SHAPE = ["model.attention=grouped", "model.hidden_size=48", "model.n_layers=2", "model.n_heads=4", "model.n_kv_heads=2"]
 SHAPE += ["model.head_dim=12", "model.intermediate_size=88", "model.max_seq_len=128"]
 LLAMA = ["model.sub_norms=false", "model.activation=silu", "model.tie_embeddings=false", "model.rope.theta=500000"]
+IN_LINEARS = ["model.norms.in_linear=1e-6"]
 
 
 def fit(out: Path, *more):
@@ -119,6 +120,8 @@ def main() -> int:
             write_fixture(*of_bitnet)
     with tempfile.TemporaryDirectory() as work:
         good &= round_trip(LlamaForCausalLM, SHAPE + LLAMA, Path(work))[0]
+    with tempfile.TemporaryDirectory() as work:
+        good &= round_trip(BitNetForCausalLM, SHAPE + IN_LINEARS, Path(work))[0]
     return 0 if good else 1
 
 

@@ -43,6 +43,12 @@ const LLAMA: &[&str] = &[
     "model.rope.theta=500000",
     "model.tie_embeddings=false",
 ];
+const IN_LINEARS: &[&str] = &[
+    "model.attention=grouped",
+    "model.n_kv_heads=2",
+    "model.head_dim=16",
+    "model.norms.in_linear=1e-6",
+];
 
 #[test]
 fn latent_attention() {
@@ -68,6 +74,15 @@ fn llama() {
         name: "grouped, no sub-norms, char",
         tokenizer: "char",
         shape: LLAMA,
+    });
+}
+
+#[test]
+fn norms_in_linears() {
+    whole_path(&Case {
+        name: "grouped, norms in linears, bpe:320",
+        tokenizer: "bpe:320",
+        shape: IN_LINEARS,
     });
 }
 

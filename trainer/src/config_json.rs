@@ -70,7 +70,6 @@ fn not_trained(public: &CheckpointConfig) -> Option<&'static str> {
         Family::BitNet700 => {
             Some("LayerNorms, a projection of every head and a ternary head are not built")
         }
-        _ if public.model.norms.in_linear.is_some() => Some("norms inside linears are not built"),
         Family::BitNet | Family::B1_58 | Family::Latent | Family::Llama => None,
     }
 }
@@ -121,7 +120,14 @@ mod tests {
             activation: Activation::Silu,
             ..grouped()
         };
-        for config in [Preset::Tiny.config(), grouped(), plain] {
+        let twice = ModelConfig {
+            norms: Norms {
+                in_linear: Some(2e-6),
+                ..plain.norms
+            },
+            ..plain
+        };
+        for config in [Preset::Tiny.config(), grouped(), plain, twice] {
             for quantize in [true, false] {
                 let json = write(&config, quantize, Some(3)).unwrap();
                 assert_eq!(read_alone(&json).unwrap(), (config, quantize));

@@ -124,6 +124,13 @@ pub const KEYS: &[Key] = &[
     ),
     key!("model.norms.eps", model.norms.eps, "epsilon of all norms"),
     Key {
+        name: "model.norms.in_linear",
+        help: "epsilon of a norm inside every linear, after all others and with a gain of its own, \
+               with grouped attention; none: no such norms",
+        set: set_in_linear,
+        get: |s| Some(in_linear(s.model.norms.in_linear)),
+    },
+    Key {
         name: "model.sub_norms",
         help: "true: norms before o_proj and down_proj too, as in BitNet b1.58; false: as in Llama, \
                with grouped attention",
@@ -429,6 +436,23 @@ fn set_activation(settings: &mut Settings, value: &str) -> SetResult {
     Ok(())
 }
 
+fn set_in_linear(settings: &mut Settings, value: &str) -> SetResult {
+    let norms = &mut settings.model.norms;
+    norms.in_linear = match value {
+        "none" => None,
+        _ => Some(
+            value
+                .parse()
+                .map_err(|_| format!("{value:?} is neither a number nor none"))?,
+        ),
+    };
+    Ok(())
+}
+
+fn in_linear(eps: Option<f32>) -> String {
+    eps.map_or_else(|| "none".into(), |eps| eps.to_string())
+}
+
 /// Both or none: no public architecture has one of the two.
 fn set_sub_norms(settings: &mut Settings, value: &str) -> SetResult {
     let norms = &mut settings.model.norms;
@@ -500,6 +524,7 @@ mod tests {
         assert!(error("train.lr=fast").contains("is not a number"));
         assert!(error("train.quantize=1").contains("is not true or false"));
         assert!(error("train.schedule=step").contains("linear, cosine, two-stage"));
+        assert!(error("model.norms.in_linear=yes").contains("neither a number nor none"));
         assert!(error("model.head_dim=8").contains("model.attention=grouped first"));
     }
 

@@ -211,7 +211,7 @@ fn public_checkpoints_compute_what_their_own_code_computes() {
     let place = Place::new();
     let masters = ["bitnet_online_f32", "bitnet_online_bf16", "b158_large"];
     let masters = masters.map(|name| (name, fixture(name)));
-    let packed = ["llama_packed", "falcon_e"].map(|name| {
+    let packed = ["llama_packed", "falcon_e", "llama_packed_rmsnorm"].map(|name| {
         unpacked(name, &place.path(name));
         (name, place.path(name))
     });
@@ -328,11 +328,13 @@ fn without_head(bytes: &[u8]) -> Vec<u8> {
 /// Weights and tokenizer go over as they are; optimiser and step do not.
 #[test]
 fn a_run_starts_from_another_ones_weights() {
-    for attention in ["latent", "grouped", "llama"] {
+    for attention in ["latent", "grouped", "llama", "norms in linears"] {
         let place = Place::new();
         let llama = ["model.attention=grouped", "model.sub_norms=false"];
+        let twice = ["model.attention=grouped", "model.norms.in_linear=1e-6"];
         match attention {
             "llama" => place.train("first", &llama),
+            "norms in linears" => place.train("first", &twice),
             _ => place.train("first", &[&format!("model.attention={attention}")]),
         }
         let first = place.path("first");

@@ -106,12 +106,16 @@ const LLAMA: [&str; 5] = [
     "model.tie_embeddings=false",
 ];
 
+/// Every norm that a grouped model may have.
+const TWICE: [&str; 2] = ["model.attention=grouped", "model.norms.in_linear=1e-6"];
+
 #[test]
 fn any_number_of_threads_writes_the_same_bytes() {
     for sets in [
         &[][..],
         &["model.attention=grouped", "train.accumulation=2"],
         &LLAMA,
+        &TWICE,
     ] {
         let place = Place::new();
         for threads in 1..=3 {
@@ -125,7 +129,7 @@ fn any_number_of_threads_writes_the_same_bytes() {
 
 #[test]
 fn resuming_writes_the_bytes_of_an_uninterrupted_run() {
-    for sets in [&[][..], &LLAMA] {
+    for sets in [&[][..], &LLAMA, &TWICE] {
         resuming_writes_the_same_bytes(sets);
     }
 }
