@@ -167,26 +167,32 @@ fn is_bitnet700(model: &ModelConfig) -> bool {
 /// The family that a model is written as.
 fn family_of(model: &ModelConfig) -> Result<(Family, WeightForm)> {
     let inexpressible = |setting| Err(ConfigJsonError::Inexpressible { setting });
-    if model.norms != Norms::sub_ln(model.norms.eps) {
-        return inexpressible("a model without both sub-norms, or with others");
-    }
     if model.qk_latent_dim.is_some() || model.output != Output::Logits {
         return inexpressible("projected heads, or another output than logits of a dense head");
     }
     if model.rope.pairing != RopePairing::HalfRotation {
         return inexpressible("interleaved rotary pairs");
     }
-    match (model.attention, model.weight_scale) {
-        (Attention::Grouped { .. }, WeightScale::Divide) => {
-            Ok((Family::BitNet, WeightForm::Masters))
+    let (norms, eps) = (model.norms, model.norms.eps);
+    let outer = Norms {
+        in_linear: None,
+        ..norms
+    };
+    let family = match model.attention {
+        Attention::Latent { .. } if norms == Norms::sub_ln(eps) => Family::Latent,
+        Attention::Latent { .. } => {
+            return inexpressible("latent attention without both sub-norms, or with others");
         }
-        (Attention::Grouped { .. }, multiply) => Ok((Family::BitNet, WeightForm::Packed(multiply))),
-        (Attention::Latent { .. }, WeightScale::Divide) => {
-            Ok((Family::Latent, WeightForm::Masters))
-        }
-        (Attention::Latent { .. }, WeightScale::Multiply) => {
+        Attention::Grouped { .. } if outer == Norms::sub_ln(eps) => Family::BitNet,
+        Attention::Grouped { .. } if outer == Norms::pre(eps) => Family::Llama,
+        Attention::Grouped { .. } => return inexpressible("one sub-norm, or other norms"),
+    };
+    match (family, model.weight_scale) {
+        (family, WeightScale::Divide) => Ok((family, WeightForm::Masters)),
+        (Family::Latent, WeightScale::Multiply) => {
             inexpressible("latent attention with scales that multiply")
         }
+        (family, multiply) => Ok((family, WeightForm::Packed(multiply))),
     }
 }
 
@@ -546,15 +552,29 @@ mod tests {
     }
 
     #[test]
-    fn every_preset_survives_the_round_trip() {
-        for preset in Preset::ALL {
-            let mut config = CheckpointConfig::new(preset.config()).unwrap();
+    fn every_model_of_this_project_survives_the_round_trip() {
+        let grouped = Preset::BitNet2b4t.config();
+        let with = |norms: Norms, in_linear| ModelConfig {
+            norms: Norms { in_linear, ..norms },
+            weight_scale: WeightScale::Divide,
+            ..grouped
+        };
+        let (pre, sub_ln) = (Norms::pre(1e-5), Norms::sub_ln(1e-5));
+        let others = [
+            with(sub_ln, None),
+            with(pre, None),
+            with(pre, Some(1e-6)),
+            with(sub_ln, Some(2e-6)),
+        ];
+        let presets = Preset::ALL.map(Preset::config);
+        for model in presets.into_iter().chain(others) {
+            let mut config = CheckpointConfig::new(model).unwrap();
             config.bos_token_id = Some(1);
             config.eos_token_ids = vec![2, 3];
             let json = config.to_json("bfloat16");
             let text = serde_json::to_string(&json).unwrap();
             let back = read(&serde_json::from_str(&text).unwrap()).unwrap();
-            assert_eq!(back, config, "{}", preset.name());
+            assert_eq!(back, config, "{model:?}");
         }
     }
 
@@ -734,7 +754,14 @@ mod tests {
         };
         assert_eq!(
             refusal(|m| m.norms.ffn_sub_norm = false),
-            "config.json cannot express a model without both sub-norms, or with others"
+            "config.json cannot express latent attention without both sub-norms, or with others"
+        );
+        assert_eq!(
+            refusal(|m| {
+                *m = Preset::BitNet2b4t.config();
+                m.norms.ffn_sub_norm = false;
+            }),
+            "config.json cannot express one sub-norm, or other norms"
         );
         assert_eq!(
             refusal(|m| m.rope.pairing = RopePairing::Interleaved),

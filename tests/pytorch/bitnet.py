@@ -1,8 +1,8 @@
 """BitNet b1.58 in plain PyTorch, under the tensor names of our checkpoints.
 
 The graph of formats/NUMERICS.md with ordinary torch operations: multi-head, grouped-query and multi-head latent attention,
-squared ReLU or SiLU, sub-norms, quantised or not. `state_dict()` has the names that bitnet-trainer, bitnet-convert and (but for
-latent attention) the transformers library read.
+squared ReLU or SiLU, sub-norms or none, norms inside linears or none, quantised or not. `state_dict()` has the names that
+bitnet-trainer, bitnet-convert and (but for latent attention) the transformers library read.
 """
 
 import json
@@ -37,6 +37,8 @@ class Config:
     qk_nope_head_dim: int | None = None
     qk_rope_head_dim: int | None = None
     v_head_dim: int | None = None
+    sub_norms: bool = True
+    in_linear: float | None = None
     quantize: bool = True
 
     @classmethod
@@ -44,7 +46,11 @@ class Config:
         known = {name: keys[name] for name in cls.__dataclass_fields__ if keys.get(name) is not None}
         known.setdefault("rope_theta", (keys.get("rope_parameters") or {}).get("rope_theta"))
         known.setdefault("num_key_value_heads", known["num_attention_heads"])
-        known["quantize"] = (keys.get("quantization_config") or {}).get("quantization_mode", "online") != "none"
+        quantization = keys.get("quantization_config") or {}
+        if quantization.get("use_rms_norm"):
+            known["in_linear"] = quantization.get("rms_norm_eps", 1e-6)
+        known["quantize"] = quantization.get("quantization_mode", "online") != "none"
+        known["sub_norms"] = keys.get("architectures") != ["LlamaForCausalLM"]
         config = cls(**known)
         if config.head_dim is None:
             config.head_dim = config.hidden_size // config.num_attention_heads
@@ -81,13 +87,15 @@ class QuantisedProduct(torch.autograd.Function):
 
 
 class BitLinear(nn.Linear):
-    """A linear map without bias: ternary weights and int8 activations, or neither."""
+    """A linear map without bias: ternary weights and int8 activations, or neither; behind a norm of its own where `eps` is given."""
 
-    def __init__(self, inputs: int, outputs: int, quantize: bool):
+    def __init__(self, inputs: int, outputs: int, quantize: bool, eps: float | None = None):
         super().__init__(inputs, outputs, bias=False)
         self.quantize = quantize
+        self.rms_norm = None if eps is None else RmsNorm(inputs, eps)
 
     def forward(self, x):
+        x = x if self.rms_norm is None else self.rms_norm(x)
         return QuantisedProduct.apply(x, self.weight) if self.quantize else F.linear(x, self.weight)
 
 
@@ -119,11 +127,11 @@ class GroupedAttention(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.heads, self.kv_heads, self.dim, self.theta = c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.rope_theta
-        linear = lambda outputs, inputs: BitLinear(inputs, outputs, c.quantize)
+        linear = lambda outputs, inputs: BitLinear(inputs, outputs, c.quantize, c.in_linear)
         self.q_proj = linear(self.heads * self.dim, c.hidden_size)
         self.k_proj = linear(self.kv_heads * self.dim, c.hidden_size)
         self.v_proj = linear(self.kv_heads * self.dim, c.hidden_size)
-        self.attn_sub_norm = RmsNorm(self.heads * self.dim, c.rms_norm_eps)
+        self.attn_sub_norm = RmsNorm(self.heads * self.dim, c.rms_norm_eps) if c.sub_norms else nn.Identity()
         self.o_proj = linear(c.hidden_size, self.heads * self.dim)
 
     def forward(self, x, mask=None):
@@ -185,10 +193,11 @@ def document_mask(ids, end_of_text: int):
 class FeedForward(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
-        self.gate_proj = BitLinear(c.hidden_size, c.intermediate_size, c.quantize)
-        self.up_proj = BitLinear(c.hidden_size, c.intermediate_size, c.quantize)
-        self.ffn_sub_norm = RmsNorm(c.intermediate_size, c.rms_norm_eps)
-        self.down_proj = BitLinear(c.intermediate_size, c.hidden_size, c.quantize)
+        linear = lambda outputs, inputs: BitLinear(inputs, outputs, c.quantize, c.in_linear)
+        self.gate_proj = linear(c.intermediate_size, c.hidden_size)
+        self.up_proj = linear(c.intermediate_size, c.hidden_size)
+        self.ffn_sub_norm = RmsNorm(c.intermediate_size, c.rms_norm_eps) if c.sub_norms else nn.Identity()
+        self.down_proj = linear(c.hidden_size, c.intermediate_size)
         self.act = {"relu2": lambda a: a.relu().square(), "silu": F.silu}[c.hidden_act]
 
     def forward(self, x):

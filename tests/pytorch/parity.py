@@ -39,10 +39,15 @@ RECIPE = {
 SHAPE = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "vocab_size": 37, "max_position_embeddings": 32}
 GROUPED = {"num_attention_heads": 4, "head_dim": 8}
 LATENT = {"num_attention_heads": 2, "kv_lora_rank": 16, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 16}
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "tie_word_embeddings": False}
+ONLINE = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+IN_LINEARS = {"quantization_config": ONLINE | {"use_rms_norm": True, "rms_norm_eps": 1e-6}}
 CASES = {
     "multi_head": SHAPE | GROUPED | {"num_key_value_heads": 4},
     "grouped_query": SHAPE | GROUPED | {"num_key_value_heads": 2, "tie_word_embeddings": False},
     "latent": SHAPE | LATENT | {"num_key_value_heads": 2},
+    "llama": SHAPE | GROUPED | LLAMA | {"num_key_value_heads": 2},
+    "norms_in_linears": SHAPE | GROUPED | IN_LINEARS | {"num_key_value_heads": 2},
 }
 
 
@@ -55,7 +60,7 @@ def config_json(shape: dict) -> dict:
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "tie_word_embeddings": True,
-        "quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"},
+        "quantization_config": ONLINE,
     } | shape
 
 
@@ -130,7 +135,7 @@ def write(folder: Path, shape: dict, seed: int, r: dict):
     golden = {"torch": torch.__version__, "recipe": r, "ids": ids, "steps": steps}
     (folder / "golden.json").write_text(json.dumps(golden) + "\n")
     for mode, records in steps.items():
-        print(f"{folder.name:14} {mode:10} loss {records[0]['loss']:.6f} -> {records[-1]['loss']:.6f}, {len(gradients) // 2} gradients")
+        print(f"{folder.name:16} {mode:10} loss {records[0]['loss']:.6f} -> {records[-1]['loss']:.6f}, {len(gradients) // 2} gradients")
 
 
 def compare(folder: Path) -> bool:
@@ -143,7 +148,7 @@ def compare(folder: Path) -> bool:
         worst = max(relative(gradients[name], stored[name]) for name in stored if name.startswith(mode))
         losses = [abs(a["loss"] - b["loss"]) for a, b in zip(steps[mode], golden["steps"][mode], strict=True)]
         good &= worst < 1e-5 and losses[0] < 1e-5
-        print(f"{folder.name:14} {mode:10} gradients within {worst:.1e}, losses within {losses[0]:.1e} at first, {max(losses):.1e} in {len(losses)} steps")
+        print(f"{folder.name:16} {mode:10} gradients within {worst:.1e}, losses within {losses[0]:.1e} at first, {max(losses):.1e} in {len(losses)} steps")
     return good
 
 

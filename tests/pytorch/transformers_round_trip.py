@@ -1,7 +1,8 @@
 """From `bitnet-trainer fit` to the transformers library and back: equal logits, equal tokens.
 
-    python transformers_round_trip.py            trains, packs and runs a small grouped-query model with the release binaries, loads
-                                                 it in transformers, compares; then the other way round by save_pretrained
+    python transformers_round_trip.py            trains, packs and runs small grouped-query models with the release binaries, with
+                                                 sub-norms (BitNet), without (Llama), and with norms inside the linears, loads them in transformers, compares;
+                                                 then the other way round by save_pretrained
     python transformers_round_trip.py --write    also replaces tests/fixtures/transformers, which the normal tests read
 
 Build first: cargo build --release -p bitnet-trainer -p bitnet-converter -p bitnet-run
@@ -20,7 +21,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitNetForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitNetForCausalLM, LlamaForCausalLM
 
 from programs import CORPUS, ROOT, command
 
@@ -30,6 +31,8 @@ LENGTHS = (1, 7, 33, 64)
 CLOSE, FAR, FAR_MEAN, MARGIN = 1e-4, 0.5, 0.02, 0.1
 SHAPE = ["model.attention=grouped", "model.hidden_size=48", "model.n_layers=2", "model.n_heads=4", "model.n_kv_heads=2"]
 SHAPE += ["model.head_dim=12", "model.intermediate_size=88", "model.max_seq_len=128"]
+LLAMA = ["model.sub_norms=false", "model.activation=silu", "model.tie_embeddings=false", "model.rope.theta=500000"]
+IN_LINEARS = ["model.norms.in_linear=1e-6"]
 
 
 def fit(out: Path, *more):
@@ -49,11 +52,11 @@ def ours(checkpoint: Path, prompts: list, work: Path) -> list:
     return results
 
 
-def theirs(checkpoint: Path, prompts: list) -> tuple[BitNetForCausalLM, list]:
+def theirs(kind: type, checkpoint: Path, prompts: list) -> tuple:
     """Logits of the class that config.json names, loaded as anyone would load it."""
     model, info = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
     left = {key: found for key, found in info.items() if found}
-    if type(model) is not BitNetForCausalLM or left:
+    if type(model) is not kind or left:
         sys.exit(f"{checkpoint}: loaded as {type(model).__name__}, with {left}")
     if not all(layer.self_attn.q_proj.online_quant for layer in model.model.layers):
         sys.exit(f"{checkpoint}: the linears do not quantise their weights")
@@ -86,30 +89,39 @@ def write_fixture(run: Path, prompts: list, logits: list):
     (FIXTURE / "golden.json").write_text(json.dumps({"sequences": sequences}) + "\n")
 
 
+def round_trip(kind: type, shape: list, work: Path) -> tuple[bool, Path, list, list]:
+    """There and back for one shape, which the library must load as this class."""
+    run, back, again = work / "run", work / "back", work / "again"
+    fit(run, "--tokenizer", "bpe:300", *(arg for key in shape for arg in ("--set", key)), "--preset", "nano")
+    tokenizer = AutoTokenizer.from_pretrained(run)
+    ids = tokenizer.encode(CORPUS.read_text()[5000:6000])
+    if tokenizer.decode(ids) != CORPUS.read_text()[5000:6000]:
+        sys.exit("the tokenizer does not give the text back")
+    prompts = [ids[100 * i : 100 * i + length] for i, length in enumerate(LENGTHS)]
+    model, expected = theirs(kind, run, prompts)
+    good = compare(f"fit -> {kind.__name__}", ours(run, prompts, work), expected)
+    # And back: what the library saves can be packed and trained on.
+    model.save_pretrained(back)
+    tokenizer.save_pretrained(back)
+    good &= compare("save_pretrained -> convert", ours(back, prompts, work), expected)
+    fit(again, "--init", back)
+    good &= compare(f"fit --init -> {kind.__name__}", ours(again, prompts, work), theirs(kind, again, prompts)[1])
+    return good, run, prompts, expected
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="replace the stored results")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
-        work = Path(work)
-        run, back, again = work / "run", work / "back", work / "again"
-        fit(run, "--tokenizer", "bpe:300", *(arg for key in SHAPE for arg in ("--set", key)), "--preset", "nano")
-        tokenizer = AutoTokenizer.from_pretrained(run)
-        ids = tokenizer.encode(CORPUS.read_text()[5000:6000])
-        if tokenizer.decode(ids) != CORPUS.read_text()[5000:6000]:
-            sys.exit("the tokenizer does not give the text back")
-        prompts = [ids[100 * i : 100 * i + length] for i, length in enumerate(LENGTHS)]
-        model, expected = theirs(run, prompts)
-        good = compare("fit -> transformers", ours(run, prompts, work), expected)
-        # And back: what the library saves can be packed and trained on.
-        model.save_pretrained(back)
-        tokenizer.save_pretrained(back)
-        good &= compare("save_pretrained -> convert", ours(back, prompts, work), expected)
-        fit(again, "--init", back)
-        good &= compare("fit --init -> transformers", ours(again, prompts, work), theirs(again, prompts)[1])
+        good, *of_bitnet = round_trip(BitNetForCausalLM, SHAPE, Path(work))
         if args.write:
-            write_fixture(run, prompts, expected)
+            write_fixture(*of_bitnet)
+    with tempfile.TemporaryDirectory() as work:
+        good &= round_trip(LlamaForCausalLM, SHAPE + LLAMA, Path(work))[0]
+    with tempfile.TemporaryDirectory() as work:
+        good &= round_trip(BitNetForCausalLM, SHAPE + IN_LINEARS, Path(work))[0]
     return 0 if good else 1
 
 

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 struct Case {
     name: &'static str,
     tokenizer: &'static str,
-    attention: &'static [&'static str],
+    shape: &'static [&'static str],
 }
 
 const LATENT: &[&str] = &[
@@ -34,13 +34,28 @@ const GROUPED: &[&str] = &[
     "model.n_kv_heads=2",
     "model.head_dim=16",
 ];
+const LLAMA: &[&str] = &[
+    "model.attention=grouped",
+    "model.n_kv_heads=2",
+    "model.head_dim=16",
+    "model.sub_norms=false",
+    "model.activation=silu",
+    "model.rope.theta=500000",
+    "model.tie_embeddings=false",
+];
+const IN_LINEARS: &[&str] = &[
+    "model.attention=grouped",
+    "model.n_kv_heads=2",
+    "model.head_dim=16",
+    "model.norms.in_linear=1e-6",
+];
 
 #[test]
 fn latent_attention() {
     whole_path(&Case {
         name: "latent, bpe:320",
         tokenizer: "bpe:320",
-        attention: LATENT,
+        shape: LATENT,
     });
 }
 
@@ -49,7 +64,25 @@ fn grouped_attention() {
     whole_path(&Case {
         name: "grouped, bpe:320",
         tokenizer: "bpe:320",
-        attention: GROUPED,
+        shape: GROUPED,
+    });
+}
+
+#[test]
+fn llama() {
+    whole_path(&Case {
+        name: "grouped, no sub-norms, char",
+        tokenizer: "char",
+        shape: LLAMA,
+    });
+}
+
+#[test]
+fn norms_in_linears() {
+    whole_path(&Case {
+        name: "grouped, norms in linears, bpe:320",
+        tokenizer: "bpe:320",
+        shape: IN_LINEARS,
     });
 }
 
@@ -58,7 +91,7 @@ fn characters() {
     whole_path(&Case {
         name: "grouped, char",
         tokenizer: "char",
-        attention: GROUPED,
+        shape: GROUPED,
     });
 }
 
@@ -97,7 +130,7 @@ fn whole_path(case: &Case) {
     assert!(apart.abs() <= LOSS_TOLERANCE, "{}: {apart:e}", case.name);
     // Storing less costs a little; far more would be a fault, not a cost.
     assert!(head.abs() < 0.02 && cache.abs() < 0.02, "{}", case.name);
-    if case.attention == LATENT {
+    if case.shape == LATENT {
         assert_eq!(cache, 0.0, "the latent cache is lossless");
     }
     run.greedy_texts_agree();
@@ -132,7 +165,7 @@ impl<'c> Fitted<'c> {
             "model.n_heads=4",
             "model.max_seq_len=64",
         ];
-        let settings = shape.iter().chain(case.attention);
+        let settings = shape.iter().chain(case.shape);
         let set = settings.flat_map(|setting| ["--set", setting]);
         let args = [
             "fit",

@@ -148,9 +148,10 @@ struct FitArgs {
     /// template of the tokenizer_config.json or chat_template.jinja beside it.
     #[arg(long, value_name = "KIND", conflicts_with = "resume")]
     tokenizer: Option<TokenizerKind>,
-    /// Checkpoint of master weights to start from: a folder that fit wrote, or a public BitNet checkpoint
-    /// (config.json and safetensors, f32, f16 or bf16). Shape and tokenizer come with it; the optimiser
-    /// starts anew, with batch and context of the preset tiny and the recipe mission unless told otherwise.
+    /// Checkpoint of master weights to start from: a folder that fit wrote, a public ternary model or a
+    /// plain Llama, which --fp-steps and train.ramp_steps turn ternary gently (config.json and safetensors,
+    /// f32, f16 or bf16). Shape and tokenizer come with it; the optimiser starts anew, with batch and
+    /// context of the preset tiny and the recipe mission unless told otherwise.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["resume", "preset"])]
     init: Option<PathBuf>,
     /// Optimiser steps [default: the preset's]; warm-up and evaluations follow. With --resume it makes

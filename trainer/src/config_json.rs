@@ -2,7 +2,7 @@
 //! only training knows: whether the quantisers were on.
 
 use bitnet_converter::config_json::token_ids;
-use bitnet_converter::family::TensorNames;
+use bitnet_converter::family::{TensorNames, WeightForm};
 use bitnet_converter::{CheckpointConfig, Family};
 use bitnet_formats::ModelConfig;
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ pub fn write(
 }
 
 /// The checkpoint that a `config.json` describes, together with the names of its tensors, and whether
-/// it was trained with quantisers.
+/// it is a network with quantisers.
 ///
 /// # Errors
 ///
@@ -52,20 +52,26 @@ pub fn read(json: &str, names: TensorNames<'_>) -> Result<(CheckpointConfig, boo
                 .into(),
         );
     }
-    if !matches!(
-        public.family,
-        Family::BitNet | Family::B1_58 | Family::Latent
-    ) {
+    if let Some(reason) = not_trained(&public) {
         let architecture = public.family.architecture();
         return Err(format!(
-            "the trainer does not train {architecture}: its models have a norm before every linear, \
-             and none inside"
+            "the trainer does not train {architecture}: {reason}"
         ));
     }
-    if public.model.norms.in_linear.is_some() {
-        return Err("the trainer has no norms inside linears".into());
-    }
+    // Who says nothing of quantisers means a network without; training may put them in.
+    let quantize = quantize && public.weights != WeightForm::Undecided;
     Ok((public, quantize))
+}
+
+/// Why models of a kind that the converter reads cannot be trained.
+fn not_trained(public: &CheckpointConfig) -> Option<&'static str> {
+    match public.family {
+        Family::Qwen3Embedding => Some("it gives embeddings, and there are no logits to learn by"),
+        Family::BitNet700 => {
+            Some("LayerNorms, a projection of every head and a ternary head are not built")
+        }
+        Family::BitNet | Family::B1_58 | Family::Latent | Family::Llama => None,
+    }
 }
 
 /// A `config.json` with the ids that begin and end a text in the checkpoint that a run starts from, and
@@ -93,7 +99,7 @@ pub fn with_token_ids(json: &str, bos: Option<u32>, eos: &[u32]) -> Result<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bitnet_formats::{Norms, Preset, WeightScale};
+    use bitnet_formats::{Activation, Norms, Preset, WeightScale};
 
     fn read_alone(json: &str) -> Result<(ModelConfig, bool), String> {
         read(json, TensorNames::unknown()).map(|(config, quantize)| (config.model, quantize))
@@ -108,13 +114,39 @@ mod tests {
     }
 
     #[test]
-    fn both_kinds_round_trip() {
-        for config in [Preset::Tiny.config(), grouped()] {
+    fn every_kind_round_trips() {
+        let plain = ModelConfig {
+            norms: Norms::pre(1e-6),
+            activation: Activation::Silu,
+            ..grouped()
+        };
+        let twice = ModelConfig {
+            norms: Norms {
+                in_linear: Some(2e-6),
+                ..plain.norms
+            },
+            ..plain
+        };
+        for config in [Preset::Tiny.config(), grouped(), plain, twice] {
             for quantize in [true, false] {
                 let json = write(&config, quantize, Some(3)).unwrap();
                 assert_eq!(read_alone(&json).unwrap(), (config, quantize));
             }
         }
+    }
+
+    /// A plain Llama checkpoint says nothing of quantisers, since it has none.
+    #[test]
+    fn silence_means_no_quantisers() {
+        let plain = ModelConfig {
+            norms: Norms::pre(1e-6),
+            ..grouped()
+        };
+        let json = write(&plain, true, None).unwrap();
+        let mut json: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["architectures"][0], "LlamaForCausalLM");
+        json.as_object_mut().unwrap().remove("quantization_config");
+        assert_eq!(read_alone(&json.to_string()).unwrap(), (plain, false));
     }
 
     /// What was trained without quantisers must not be converted as if it had been.
@@ -134,7 +166,11 @@ mod tests {
             },
             ..grouped()
         };
-        assert!(write(&bare, true, None).unwrap_err().contains("sub-norms"));
+        assert!(
+            write(&bare, true, None)
+                .unwrap_err()
+                .contains("one sub-norm")
+        );
         let packed = write(&grouped(), true, None)
             .unwrap()
             .replace("online", "offline");

@@ -1,4 +1,4 @@
-//! Master weights to start from: a run of ours, or a public BitNet checkpoint.
+//! Master weights to start from: a run of ours, a public ternary model, or a plain Llama.
 //!
 //! Files, shards, names, shapes and element types are read and checked by the converter's own code, so
 //! what converts can be trained on, as far as it holds weights that training had.
@@ -108,7 +108,7 @@ impl Masters {
         &self.config.model
     }
 
-    /// False if they were trained without quantisers.
+    /// False if they are of a network without quantisers, as far as `config.json` says.
     #[must_use]
     pub const fn quantized(&self) -> bool {
         self.quantized

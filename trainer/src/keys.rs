@@ -124,6 +124,20 @@ pub const KEYS: &[Key] = &[
         "base of the rotary frequencies"
     ),
     key!("model.norms.eps", model.norms.eps, "epsilon of all norms"),
+    Key {
+        name: "model.norms.in_linear",
+        help: "epsilon of a norm inside every linear, after all others and with a gain of its own, \
+               with grouped attention; none: no such norms",
+        set: set_in_linear,
+        get: |s| Some(in_linear(s.model.norms.in_linear)),
+    },
+    Key {
+        name: "model.sub_norms",
+        help: "true: norms before o_proj and down_proj too, as in BitNet b1.58; false: as in Llama, \
+               with grouped attention",
+        set: set_sub_norms,
+        get: |s| Some(s.model.norms.attn_sub_norm.to_string()),
+    },
     key!(
         "model.tie_embeddings",
         model.tie_embeddings,
@@ -437,6 +451,31 @@ fn set_activation(settings: &mut Settings, value: &str) -> SetResult {
     Ok(())
 }
 
+fn set_in_linear(settings: &mut Settings, value: &str) -> SetResult {
+    let norms = &mut settings.model.norms;
+    norms.in_linear = match value {
+        "none" => None,
+        _ => Some(
+            value
+                .parse()
+                .map_err(|_| format!("{value:?} is neither a number nor none"))?,
+        ),
+    };
+    Ok(())
+}
+
+fn in_linear(eps: Option<f32>) -> String {
+    eps.map_or_else(|| "none".into(), |eps| eps.to_string())
+}
+
+/// Both or none: no public architecture has one of the two.
+fn set_sub_norms(settings: &mut Settings, value: &str) -> SetResult {
+    let norms = &mut settings.model.norms;
+    parse(value, &mut norms.attn_sub_norm)?;
+    norms.ffn_sub_norm = norms.attn_sub_norm;
+    Ok(())
+}
+
 fn set_schedule(settings: &mut Settings, value: &str) -> SetResult {
     settings.train.schedule = one_of(value, &SCHEDULES)?;
     Ok(())
@@ -500,6 +539,7 @@ mod tests {
         assert!(error("train.lr=fast").contains("is not a number"));
         assert!(error("train.quantize=1").contains("is not true or false"));
         assert!(error("train.schedule=step").contains("linear, cosine, two-stage"));
+        assert!(error("model.norms.in_linear=yes").contains("neither a number nor none"));
         assert!(error("model.head_dim=8").contains("model.attention=grouped first"));
     }
 

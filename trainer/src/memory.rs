@@ -10,6 +10,7 @@ use crate::data::TokenDataset;
 use crate::error::{Error, Result};
 use crate::eval::sequences_at_once;
 use crate::model::attention::Widths;
+use crate::model::linear_input::OwnNorms;
 use crate::model::sequence::parts;
 use crate::model::{Keep, head_rows};
 use crate::ops::attention::score_rows;
@@ -301,18 +302,25 @@ fn tape_bytes(config: &ModelConfig, rows: u64, code: u64) -> u64 {
     let widths = Widths::of(config);
     let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
     let attention = (widths.q + widths.kv_a + widths.kv_b + widths.heads) as u64;
+    let own = OwnNorms::of(config);
     let norms = [
-        hidden,
-        hidden,
-        widths.heads as u64,
-        widths.latent as u64,
-        ffn,
+        (hidden, own.attention),
+        (hidden, own.ffn),
+        (widths.heads as u64, own.o),
+        (widths.latent as u64, 0),
+        (ffn, own.down),
     ];
     let norms: u64 = norms
         .iter()
-        .map(|width| norm_bytes(rows, *width, code))
+        .map(|(width, own)| input_bytes(rows, *width, *own as u64, code))
         .sum();
     F32 * rows * (attention + hidden + 3 * ffn) + norms
+}
+
+/// What the norms before linears leave: the shared one values, where linears have their own.
+fn input_bytes(rows: u64, width: u64, own: u64, code: u64) -> u64 {
+    let shared = if own == 0 { code } else { F32 };
+    norm_bytes(rows, width, shared) + own * norm_bytes(rows, width, code)
 }
 
 /// What a norm leaves: codes of so many bytes, two numbers per position, the gradient of the gain.
@@ -324,8 +332,12 @@ fn norm_bytes(rows: u64, width: u64, code: u64) -> u64 {
 fn grads_bytes(config: &ModelConfig, rows: u64) -> u64 {
     let widths = Widths::of(config);
     let (hidden, ffn) = (config.hidden_size as u64, config.intermediate_size as u64);
+    let (heads, own) = (widths.heads as u64, OwnNorms::of(config));
     let attention = (widths.q + widths.kv_a + widths.latent + widths.kv_b) as u64;
-    F32 * rows * (attention + 2 * widths.heads as u64 + 5 * hidden + 4 * ffn)
+    let own = own.attention.min(1) as u64 * hidden
+        + own.o.min(1) as u64 * heads
+        + own.down.min(1) as u64 * ffn;
+    F32 * rows * (attention + 2 * heads + 5 * hidden + 4 * ffn + own)
 }
 
 /// Buffers of one head.

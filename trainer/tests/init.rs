@@ -62,6 +62,53 @@ fn write_tensors(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
     tensor_file::write(path, &named, ("format", "pt")).unwrap();
 }
 
+/// A folder of f32 master weights that quantise to the very codes and scales of a packed fixture.
+///
+/// A zero becomes a fifth of the mean magnitude `m`, alternating in sign, and the others what makes the
+/// mean of all `m` again: at least `m`, hence still 1.
+fn unpacked(name: &str, to: &Path) {
+    fs::create_dir(to).unwrap();
+    let bytes = fs::read(fixture(name).join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let half = |b: &[u8]| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16);
+    let values = |name: &str| file.tensor(name).unwrap().data().chunks_exact(2).map(half);
+    let mut masters = Vec::new();
+    for (name, view) in file.tensors().into_iter() {
+        match view.dtype() {
+            _ if name.ends_with("_scale") => {}
+            safetensors::Dtype::U8 => {
+                let scale = values(&format!("{name}_scale")).next().unwrap();
+                let shape = vec![4 * view.shape()[0], view.shape()[1]];
+                masters.push((name, shape, weights(view.data(), 1.0 / f64::from(scale))));
+            }
+            _ => masters.push((name.clone(), view.shape().to_vec(), values(&name).collect())),
+        }
+    }
+    write_tensors(&to.join("model.safetensors"), &masters);
+    let config = fs::read_to_string(fixture(name).join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    let quantization = &mut config["quantization_config"];
+    quantization["linear_class"] = "autobitlinear".into();
+    quantization["quantization_mode"] = "online".into();
+    fs::write(to.join("config.json"), config.to_string()).unwrap();
+}
+
+/// Weights of this mean magnitude, of packed codes: a quarter of the rows in each two bits.
+fn weights(packed: &[u8], mean: f64) -> Vec<f32> {
+    let codes = [0, 2, 4, 6].map(|shift| packed.iter().map(move |byte| (byte >> shift) & 3));
+    let codes: Vec<u8> = codes.into_iter().flatten().collect();
+    let zeros = codes.iter().filter(|code| **code == 1).count() as f64;
+    let all = codes.len() as f64;
+    let large = (all - 0.2 * zeros) / (all - zeros) * mean;
+    let weight = |(i, code): (usize, u8)| match code {
+        1 if i % 2 == 0 => 0.2 * mean,
+        1 => -0.2 * mean,
+        code => large * (f64::from(code) - 1.0),
+    };
+    let weights = codes.into_iter().enumerate().map(weight);
+    weights.map(|w| w as f32).collect()
+}
+
 struct Place {
     folder: tempfile::TempDir,
 }
@@ -161,8 +208,15 @@ fn loaded(folder: &Path) -> Model<f32> {
 /// chosen so that no activation is near a rounding boundary; of the long ones some may cross one.
 #[test]
 fn public_checkpoints_compute_what_their_own_code_computes() {
-    for name in ["bitnet_online_f32", "bitnet_online_bf16", "b158_large"] {
-        let model = loaded(&fixture(name));
+    let place = Place::new();
+    let masters = ["bitnet_online_f32", "bitnet_online_bf16", "b158_large"];
+    let masters = masters.map(|name| (name, fixture(name)));
+    let packed = ["llama_packed", "falcon_e", "llama_packed_rmsnorm"].map(|name| {
+        unpacked(name, &place.path(name));
+        (name, place.path(name))
+    });
+    for (name, folder) in masters.into_iter().chain(packed) {
+        let model = loaded(&folder);
         let text = fs::read_to_string(fixture(name).join("golden.json")).unwrap();
         let golden: Value = serde_json::from_str(&text).unwrap();
         let expected = tensors(&fixture(name).join("golden.safetensors"));
@@ -193,10 +247,14 @@ fn public_checkpoints_compute_what_their_own_code_computes() {
     }
 }
 
-/// Fine-tuning a public checkpoint writes one under the names of the `transformers` library's class.
+/// Fine-tuning a public checkpoint writes one under the names of the `transformers` library's classes.
 #[test]
 fn public_checkpoints_can_be_trained_on() {
-    for (name, ids) in [("bitnet_online_bf16", 257), ("b158_large", 322)] {
+    for (name, ids, class) in [
+        ("bitnet_online_bf16", 257, "BitNetForCausalLM"),
+        ("b158_large", 322, "BitNetForCausalLM"),
+        ("falcon_e/prequantized", 300, "LlamaForCausalLM"),
+    ] {
         let place = Place::new();
         let tokenizer = Some(place.tokenizer(ids));
         let start = |sets| from(&fixture(name), tokenizer.clone(), sets).unwrap();
@@ -212,7 +270,8 @@ fn public_checkpoints_can_be_trained_on() {
         let outcome = place.fit("run", start(&["train.lr=1e-3"]), None).unwrap();
         assert!(matches!(outcome, Outcome::Finished(Some(_))), "{outcome:?}");
         let config = fs::read_to_string(place.path("run/config.json")).unwrap();
-        assert!(config.contains("BitNetForCausalLM"), "{config}");
+        assert!(config.contains(class), "{config}");
+        assert!(Masters::open(&place.path("run")).unwrap().quantized());
         let after = loaded(&place.path("run"));
         assert_eq!(after.config(), before.config(), "{name}");
         let changed = |(a, b): (&_, &_)| flat::<f32>(a) != flat::<f32>(b);
@@ -222,12 +281,62 @@ fn public_checkpoints_can_be_trained_on() {
     }
 }
 
+/// From a plain Llama, which has no `quantization_config`, to ternary: the first step is one of the
+/// network as it was, and the last of a quantised one. A head is its own or the embedding.
+#[test]
+fn a_plain_llama_becomes_ternary() {
+    for tied in [false, true] {
+        let place = Place::new();
+        let source = place.path("source");
+        fs::create_dir(&source).unwrap();
+        let prequantized = fixture("falcon_e/prequantized");
+        let config = fs::read_to_string(prequantized.join("config.json")).unwrap();
+        let mut config: Value = serde_json::from_str(&config).unwrap();
+        config["tie_word_embeddings"] = tied.into();
+        fs::write(source.join("config.json"), config.to_string()).unwrap();
+        let bytes = fs::read(prequantized.join("model.safetensors")).unwrap();
+        let bytes = if tied { without_head(&bytes) } else { bytes };
+        fs::write(source.join("model.safetensors"), bytes).unwrap();
+
+        let masters = Masters::open(&source).unwrap();
+        assert!(!masters.quantized());
+        let sets = ["train.fp_steps=2", "train.ramp_steps=2"];
+        let start = from(&source, Some(place.tokenizer(300)), &sets).unwrap();
+        place.fit("run", start, None).unwrap();
+        let metrics = fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+        let records: Vec<Value> = metrics
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let lambdas: Vec<_> = records.iter().map(|r| r["lambda"].as_f64()).collect();
+        assert_eq!(lambdas[..2], [Some(0.0); 2]);
+        assert_eq!(lambdas[4..], [None; 2]);
+        let after = loaded(&place.path("run"));
+        assert!(Masters::open(&place.path("run")).unwrap().quantized());
+        assert_eq!(after.config(), masters.model());
+    }
+}
+
+/// A safetensors file without its `lm_head.weight`.
+fn without_head(bytes: &[u8]) -> Vec<u8> {
+    let file = SafeTensors::deserialize(bytes).unwrap();
+    let tensors = file.tensors().into_iter();
+    let kept = tensors.filter(|(name, _)| name != "lm_head.weight");
+    safetensors::serialize(kept, None).unwrap()
+}
+
 /// Weights and tokenizer go over as they are; optimiser and step do not.
 #[test]
 fn a_run_starts_from_another_ones_weights() {
-    for attention in ["latent", "grouped"] {
+    for attention in ["latent", "grouped", "llama", "norms in linears"] {
         let place = Place::new();
-        place.train("first", &[&format!("model.attention={attention}")]);
+        let llama = ["model.attention=grouped", "model.sub_norms=false"];
+        let twice = ["model.attention=grouped", "model.norms.in_linear=1e-6"];
+        match attention {
+            "llama" => place.train("first", &llama),
+            "norms in linears" => place.train("first", &twice),
+            _ => place.train("first", &[&format!("model.attention={attention}")]),
+        }
         let first = place.path("first");
         place
             .fit("second", from(&first, None, &[]).unwrap(), Some(0))
@@ -361,9 +470,11 @@ fn codes_and_other_architectures_are_refused_with_the_reason() {
         ),
         ("llama_packed", "packed codes"),
         ("falcon_e", "packed codes"),
-        ("falcon_e/prequantized", "does not train LlamaForCausalLM"),
-        ("embedding_qwen3", "does not train Qwen3Model"),
-        ("bitnet700_fixed", "does not train bitnet700"),
+        (
+            "embedding_qwen3",
+            "does not train Qwen3Model: it gives embeddings",
+        ),
+        ("bitnet700_fixed", "does not train bitnet700: LayerNorms"),
         ("gguf/TQ2_0/model.gguf", "a GGUF file holds ternary codes"),
         ("text", "holds neither model.safetensors nor"),
     ] {
@@ -438,6 +549,10 @@ fn tokenizers_and_shapes_must_agree() {
         (
             from(&run, None, &["model.attention=grouped"]),
             "model.attention is grouped",
+        ),
+        (
+            from(&run, None, &["model.sub_norms=false"]),
+            "model.sub_norms is false, but the weights of --init",
         ),
         (
             from(&fixture("bitnet_online_f32"), None, &[]),

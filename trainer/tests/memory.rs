@@ -52,9 +52,16 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn the_formula_is_what_is_allocated() {
     let _alone = ALONE.lock();
-    let cases: [&[&str]; 5] = [
+    let cases: [&[&str]; 8] = [
         &[],
         &["model.attention=grouped", "model.n_kv_heads=2"],
+        &["model.attention=grouped", "model.sub_norms=false"],
+        &["model.attention=grouped", "model.norms.in_linear=1e-6"],
+        &[
+            "model.attention=grouped",
+            "model.sub_norms=false",
+            "model.norms.in_linear=1e-6",
+        ],
         &["train.batch=3", "train.context=200"],
         &["model.tie_embeddings=false", "train.batch=1"],
         &[

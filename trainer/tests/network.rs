@@ -43,10 +43,19 @@ fn variants() -> Vec<(&'static str, ModelConfig)> {
         norms: Norms::pre(1e-3),
         ..small(GROUPED)
     };
+    let in_linears = |norms: Norms| ModelConfig {
+        norms: Norms {
+            in_linear: Some(2e-3),
+            ..norms
+        },
+        ..small(GROUPED)
+    };
     vec![
         ("latent", small(LATENT)),
         ("grouped", small(GROUPED)),
         ("untied, SiLU, no sub-norms", plain),
+        ("norms in linears", in_linears(Norms::pre(1e-3))),
+        ("and sub-norms", in_linears(Norms::sub_ln(1e-3))),
     ]
 }
 

@@ -23,7 +23,13 @@ use bitnet_trainer::trainer::Trainer;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-const CASES: [&str; 3] = ["multi_head", "grouped_query", "latent"];
+const CASES: [&str; 5] = [
+    "multi_head",
+    "grouped_query",
+    "latent",
+    "llama",
+    "norms_in_linears",
+];
 
 /// What PyTorch computed for one model.
 struct Case {

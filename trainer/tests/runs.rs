@@ -26,11 +26,25 @@ fn fresh(sets: &[&str]) -> Start {
     start(settings(sets), TokenizerKind::Bpe(270))
 }
 
+/// The shape of Llama: no sub-norms, SiLU, a head of its own.
+const LLAMA: [&str; 5] = [
+    "model.attention=grouped",
+    "model.n_kv_heads=2",
+    "model.sub_norms=false",
+    "model.activation=silu",
+    "model.tie_embeddings=false",
+];
+
+/// Every norm that a grouped model may have.
+const TWICE: [&str; 2] = ["model.attention=grouped", "model.norms.in_linear=1e-6"];
+
 #[test]
 fn any_number_of_threads_writes_the_same_bytes() {
     for sets in [
         &[][..],
         &["model.attention=grouped", "train.accumulation=2"],
+        &LLAMA,
+        &TWICE,
     ] {
         let place = Place::new();
         for threads in 1..=3 {
@@ -44,9 +58,15 @@ fn any_number_of_threads_writes_the_same_bytes() {
 
 #[test]
 fn resuming_writes_the_bytes_of_an_uninterrupted_run() {
+    for sets in [&[][..], &LLAMA, &TWICE] {
+        resuming_writes_the_same_bytes(sets);
+    }
+}
+
+fn resuming_writes_the_same_bytes(sets: &[&str]) {
     let place = Place::new();
-    place.fit("whole", fresh(&[]), 2, None).unwrap();
-    let stopped = place.fit("halves", fresh(&[]), 1, Some(5)).unwrap();
+    place.fit("whole", fresh(sets), 2, None).unwrap();
+    let stopped = place.fit("halves", fresh(sets), 1, Some(5)).unwrap();
     assert_eq!(stopped, Outcome::Stopped { step: 5 });
     assert_ne!(files(&place.out("halves")), files(&place.out("whole")));
     let finished = place

@@ -8,9 +8,9 @@ use ndarray::Array2;
 use crate::model::grouped_attention::GroupedAttention;
 use crate::model::input_norm::NormTape;
 use crate::model::latent_attention::LatentAttention;
+use crate::model::linear_input::{LinearInput, LinearInputGrads, LinearInputTape};
 use crate::ops::attention::HeadBuffers;
 use crate::ops::bit_linear::{BitLinear, GradientJob};
-use crate::ops::codes::Activations;
 use crate::ops::rope::Rope;
 use crate::param::Param;
 use crate::real::Real;
@@ -67,10 +67,29 @@ pub struct AttentionGrads<T> {
 
 /// `(input, activations, gradients)` of a part, as weight gradients need them.
 pub type AttentionTerm<'a, T> = (
-    &'a Activations<T>,
+    &'a LinearInputTape<T>,
     &'a AttentionTape<T>,
     &'a AttentionGrads<T>,
 );
+
+/// The way of gradients back through the projections, to their common input.
+#[derive(Debug)]
+pub struct ToInput<'a, T> {
+    /// The norms before the projections.
+    pub input: &'a LinearInput<T>,
+    /// What they left.
+    pub tape: &'a mut LinearInputTape<T>,
+    /// Where gradients come together.
+    pub grads: &'a mut LinearInputGrads<T>,
+}
+
+impl<T: Real> ToInput<'_, T> {
+    /// See [`LinearInput::backward_linear`].
+    pub(crate) fn add(&mut self, place: usize, linear: &BitLinear<T>, d_y: &Array2<T>) {
+        self.input
+            .backward_linear(place, linear, d_y, self.tape, self.grads);
+    }
+}
 
 impl<T: Real> AttentionTape<T> {
     /// Room for `len` tokens of a model.
@@ -178,7 +197,7 @@ impl<T: Real> AttentionLayer<T> {
     /// [`NonFinite`] from a quantiser.
     pub fn project(
         &self,
-        x: &Activations<T>,
+        x: &LinearInputTape<T>,
         rope: &Rope<T>,
         first: usize,
         quantize: bool,
@@ -230,7 +249,7 @@ impl<T: Real> AttentionLayer<T> {
         }
     }
 
-    /// From gradients of queries, keys and values to that of the normed input, `d_x`.
+    /// From gradients of queries, keys and values to that of the normed input.
     ///
     /// Leaves in `grads` the output gradients, which weight gradients want.
     pub fn backward(
@@ -239,11 +258,11 @@ impl<T: Real> AttentionLayer<T> {
         first: usize,
         tape: &mut AttentionTape<T>,
         grads: &mut AttentionGrads<T>,
-        d_x: &mut Array2<T>,
+        to: ToInput<'_, T>,
     ) {
         match self {
-            Self::Grouped(layer) => layer.backward(rope, first, grads, d_x),
-            Self::Latent(layer) => layer.backward(rope, first, tape, grads, d_x),
+            Self::Grouped(layer) => layer.backward(rope, first, grads, to),
+            Self::Latent(layer) => layer.backward(rope, first, tape, grads, to),
         }
     }
 

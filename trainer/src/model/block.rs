@@ -4,12 +4,14 @@
 //! A part of a sequence goes through on its own, up to the heads of the attention and again after
 //! them; `attend` runs the heads over the whole sequence.
 
+use bitnet_converter::names::tensor_name;
 use bitnet_formats::quant::NonFinite;
-use bitnet_formats::{Activation, ModelConfig};
+use bitnet_formats::{Activation, ModelConfig, TensorRole};
 use ndarray::Array2;
 
-use crate::model::attention::{AttentionGrads, AttentionLayer, AttentionTape};
-use crate::model::input_norm::{InputNorm, NormTape};
+use crate::model::attention::{AttentionGrads, AttentionLayer, AttentionTape, ToInput};
+use crate::model::input_norm::InputNorm;
+use crate::model::linear_input::{LinearInput, LinearInputGrads, LinearInputTape, OwnNorms};
 use crate::ops::activation;
 use crate::ops::bit_linear::{BitLinear, GradientJob};
 use crate::ops::codes::Activations;
@@ -23,14 +25,14 @@ use crate::tensor::{add, copy, flat, flat_mut, zeros};
 /// The parameters of a block.
 #[derive(Clone, Debug)]
 pub struct Block<T> {
-    attn_norm: InputNorm<T>,
+    attn_in: LinearInput<T>,
     attention: AttentionLayer<T>,
-    attn_sub_norm: InputNorm<T>,
+    attn_out: LinearInput<T>,
     o_proj: BitLinear<T>,
-    ffn_norm: InputNorm<T>,
+    ffn_in: LinearInput<T>,
     gate_proj: BitLinear<T>,
     up_proj: BitLinear<T>,
-    ffn_sub_norm: InputNorm<T>,
+    ffn_out: LinearInput<T>,
     down_proj: BitLinear<T>,
     activation: Activation,
     layer: usize,
@@ -41,15 +43,15 @@ pub struct Block<T> {
 pub struct BlockTape<T> {
     /// Masks of the part.
     pub(crate) dropout: Dropout,
-    attn_in: NormTape<T>,
+    attn_in: LinearInputTape<T>,
     pub(crate) attention: AttentionTape<T>,
-    attn_out: NormTape<T>,
+    attn_out: LinearInputTape<T>,
     middle: Array2<T>,
-    ffn_in: NormTape<T>,
+    ffn_in: LinearInputTape<T>,
     gate: Array2<T>,
     up: Array2<T>,
     product: Array2<T>,
-    ffn_out: NormTape<T>,
+    ffn_out: LinearInputTape<T>,
 }
 
 /// Gradients of one part of a sequence within one block; every block uses the same.
@@ -62,26 +64,27 @@ pub struct BlockGrads<T> {
     down: Array2<T>,
     product: Array2<T>,
     /// Of a normed input: hidden, heads or feed-forward wide.
-    hidden_in: Array2<T>,
-    heads_in: Array2<T>,
-    ffn_in: Array2<T>,
+    hidden_in: LinearInputGrads<T>,
+    heads_in: LinearInputGrads<T>,
+    ffn_in: LinearInputGrads<T>,
 }
 
 impl<T: Real> BlockTape<T> {
     /// Room for `len` tokens.
     pub fn new(config: &ModelConfig, len: usize) -> Self {
         let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
+        let own = OwnNorms::of(config);
         Self {
             dropout: Dropout::OFF,
-            attn_in: NormTape::new(len, hidden),
+            attn_in: LinearInputTape::new(len, hidden, own.attention),
             attention: AttentionTape::new(config, len),
-            attn_out: NormTape::new(len, config.attn_dim()),
+            attn_out: LinearInputTape::new(len, config.attn_dim(), own.o),
             middle: zeros(len, hidden),
-            ffn_in: NormTape::new(len, hidden),
+            ffn_in: LinearInputTape::new(len, hidden, own.ffn),
             gate: zeros(len, ffn),
             up: zeros(len, ffn),
             product: zeros(len, ffn),
-            ffn_out: NormTape::new(len, ffn),
+            ffn_out: LinearInputTape::new(len, ffn, own.down),
         }
     }
 }
@@ -90,6 +93,7 @@ impl<T: Real> BlockGrads<T> {
     /// Room for `len` tokens.
     pub fn new(config: &ModelConfig, len: usize) -> Self {
         let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
+        let own = OwnNorms::of(config);
         Self {
             attention: AttentionGrads::new(config, len),
             o: zeros(len, hidden),
@@ -97,9 +101,9 @@ impl<T: Real> BlockGrads<T> {
             up: zeros(len, ffn),
             down: zeros(len, hidden),
             product: zeros(len, ffn),
-            hidden_in: zeros(len, hidden),
-            heads_in: zeros(len, config.attn_dim()),
-            ffn_in: zeros(len, ffn),
+            hidden_in: LinearInputGrads::new(len, hidden, own.attention),
+            heads_in: LinearInputGrads::new(len, config.attn_dim(), own.o),
+            ffn_in: LinearInputGrads::new(len, ffn, own.down),
         }
     }
 }
@@ -107,57 +111,58 @@ impl<T: Real> BlockGrads<T> {
 impl<T: Real> Block<T> {
     /// Block `layer` of a model; weights are zero until drawn.
     pub fn new(config: &ModelConfig, layer: usize) -> Self {
-        let prefix = format!("model.layers.{layer}.");
-        let (hidden, ffn, heads) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.attn_dim(),
-        );
-        let linear = |name: &str, outputs, inputs| {
-            BitLinear::new(format!("{prefix}{name}.weight"), outputs, inputs)
+        use TensorRole as R;
+        let name = |role| tensor_name(role, Some(layer)).expect("a tensor of a block");
+        let linear = |role| {
+            let (outputs, inputs) = config.shape(role);
+            BitLinear::new(name(role), outputs, inputs)
         };
-        let norm = |present: bool, name: &str, width| match present {
-            true => InputNorm::new(format!("{prefix}{name}.weight"), width, config.norms.eps),
-            false => InputNorm::absent(width),
+        let norm = |role, eps| match (config.has(role), config.shape(role)) {
+            (true, (_, width)) => InputNorm::new(name(role), width, eps),
+            (false, (_, width)) => InputNorm::absent(width),
         };
-        let norms = config.norms;
+        let input = |shared, readers: &[R]| {
+            let inner = |role| Some(norm(role, config.norms.in_linear?));
+            let own = readers.iter().filter_map(|role| inner(*role)).collect();
+            LinearInput::new(norm(shared, config.norms.eps), own)
+        };
         Self {
-            attn_norm: norm(true, "input_layernorm", hidden),
-            attention: AttentionLayer::new(config, &format!("{prefix}self_attn.")),
-            attn_sub_norm: norm(norms.attn_sub_norm, "self_attn.attn_sub_norm", heads),
-            o_proj: linear("self_attn.o_proj", hidden, heads),
-            ffn_norm: norm(true, "post_attention_layernorm", hidden),
-            gate_proj: linear("mlp.gate_proj", ffn, hidden),
-            up_proj: linear("mlp.up_proj", ffn, hidden),
-            ffn_sub_norm: norm(norms.ffn_sub_norm, "mlp.ffn_sub_norm", ffn),
-            down_proj: linear("mlp.down_proj", hidden, ffn),
+            attn_in: input(R::AttnNorm, &[R::QInputNorm, R::KInputNorm, R::VInputNorm]),
+            attention: AttentionLayer::new(config, &format!("model.layers.{layer}.self_attn.")),
+            attn_out: input(R::AttnSubNorm, &[R::OInputNorm]),
+            o_proj: linear(R::O),
+            ffn_in: input(R::FfnNorm, &[R::GateInputNorm, R::UpInputNorm]),
+            gate_proj: linear(R::Gate),
+            up_proj: linear(R::Up),
+            ffn_out: input(R::FfnSubNorm, &[R::DownInputNorm]),
+            down_proj: linear(R::Down),
             activation: config.activation,
             layer,
         }
     }
 
-    /// Parameters, in file order.
+    /// Parameters, in the order in which the forward pass needs them.
     pub fn params(&self) -> Vec<&Param<T>> {
-        let mut params: Vec<_> = self.attn_norm.params().collect();
+        let mut params: Vec<_> = self.attn_in.params().collect();
         params.extend(self.attention.params());
-        params.extend(self.attn_sub_norm.params());
+        params.extend(self.attn_out.params());
         params.push(&self.o_proj.weight);
-        params.extend(self.ffn_norm.params());
+        params.extend(self.ffn_in.params());
         params.extend([&self.gate_proj.weight, &self.up_proj.weight]);
-        params.extend(self.ffn_sub_norm.params());
+        params.extend(self.ffn_out.params());
         params.push(&self.down_proj.weight);
         params
     }
 
     /// As [`Block::params`], to write.
     pub fn params_mut(&mut self) -> Vec<&mut Param<T>> {
-        let mut params: Vec<_> = self.attn_norm.params_mut().collect();
+        let mut params: Vec<_> = self.attn_in.params_mut().collect();
         params.extend(self.attention.params_mut());
-        params.extend(self.attn_sub_norm.params_mut());
+        params.extend(self.attn_out.params_mut());
         params.push(&mut self.o_proj.weight);
-        params.extend(self.ffn_norm.params_mut());
+        params.extend(self.ffn_in.params_mut());
         params.extend([&mut self.gate_proj.weight, &mut self.up_proj.weight]);
-        params.extend(self.ffn_sub_norm.params_mut());
+        params.extend(self.ffn_out.params_mut());
         params.push(&mut self.down_proj.weight);
         params
     }
@@ -201,8 +206,8 @@ impl<T: Real> Block<T> {
         quantize: bool,
         tape: &mut BlockTape<T>,
     ) -> Result<(), NonFinite> {
-        self.attn_norm.forward(input, quantize, &mut tape.attn_in)?;
-        let x = &tape.attn_in.activations;
+        self.attn_in.forward(input, quantize, &mut tape.attn_in)?;
+        let x = &tape.attn_in;
         self.attention
             .project(x, rope, first, quantize, &mut tape.attention)
     }
@@ -218,28 +223,26 @@ impl<T: Real> Block<T> {
         quantize: bool,
         tape: &mut BlockTape<T>,
     ) -> Result<(), NonFinite> {
-        self.attn_sub_norm
+        self.attn_out
             .forward(&tape.attention.heads, quantize, &mut tape.attn_out)?;
-        self.o_proj
-            .forward(&tape.attn_out.activations, &mut tape.middle);
+        self.o_proj.forward(tape.attn_out.of(0), &mut tape.middle);
         self.drop_out(&tape.dropout, Place::Attention, &mut tape.middle);
         add(&mut tape.middle, input);
 
-        self.ffn_norm
+        self.ffn_in
             .forward(&tape.middle, quantize, &mut tape.ffn_in)?;
-        self.gate_proj
-            .forward(&tape.ffn_in.activations, &mut tape.gate);
-        self.up_proj.forward(&tape.ffn_in.activations, &mut tape.up);
+        self.gate_proj.forward(tape.ffn_in.of(0), &mut tape.gate);
+        self.up_proj.forward(tape.ffn_in.of(1), &mut tape.up);
         let (gate, up) = (flat(&tape.gate), flat(&tape.up));
         let product = flat_mut(&mut tape.product);
         vectorized!(activation::forward(self.activation, gate, up, product));
-        self.ffn_sub_norm
+        self.ffn_out
             .forward(&tape.product, quantize, &mut tape.ffn_out)
     }
 
     /// The residual stream after the block, into `h`.
     pub fn output(&self, tape: &BlockTape<T>, h: &mut Array2<T>) {
-        self.down_proj.forward(&tape.ffn_out.activations, h);
+        self.down_proj.forward(tape.ffn_out.of(0), h);
         self.drop_out(&tape.dropout, Place::FeedForward, h);
         add(h, &tape.middle);
     }
@@ -256,18 +259,14 @@ impl<T: Real> Block<T> {
         grads: &mut BlockGrads<T>,
     ) {
         self.backward_feed_forward(d_h, tape, grads);
-        let zero = T::zero();
         copy(&mut grads.o, d_h);
         self.drop_out(&tape.dropout, Place::Attention, &mut grads.o);
-        self.o_proj
-            .backward_input(&grads.o, zero, &mut grads.heads_in);
-        grads.attention.heads.fill(zero);
-        self.attn_sub_norm.backward(
-            &tape.attention.heads,
-            &grads.heads_in,
-            &mut tape.attn_out,
-            &mut grads.attention.heads,
-        );
+        let (to, x_tape) = (&mut grads.heads_in, &mut tape.attn_out);
+        self.attn_out
+            .backward_linear(0, &self.o_proj, &grads.o, x_tape, to);
+        grads.attention.heads.fill(T::zero());
+        let (x, d_x) = (&tape.attention.heads, &mut grads.attention.heads);
+        self.attn_out.backward(x, x_tape, to, d_x);
         self.attention.begin_gradients(&mut grads.attention);
     }
 
@@ -283,11 +282,16 @@ impl<T: Real> Block<T> {
         tape: &mut BlockTape<T>,
         grads: &mut BlockGrads<T>,
     ) {
-        let d_x = &mut grads.hidden_in;
+        let to = ToInput {
+            input: &self.attn_in,
+            tape: &mut tape.attn_in,
+            grads: &mut grads.hidden_in,
+        };
         let (attention, d_attention) = (&mut tape.attention, &mut grads.attention);
         self.attention
-            .backward(rope, first, attention, d_attention, d_x);
-        self.attn_norm.backward(input, d_x, &mut tape.attn_in, d_h);
+            .backward(rope, first, attention, d_attention, to);
+        self.attn_in
+            .backward(input, &mut tape.attn_in, &grads.hidden_in, d_h);
     }
 
     fn backward_feed_forward(
@@ -296,14 +300,14 @@ impl<T: Real> Block<T> {
         tape: &mut BlockTape<T>,
         grads: &mut BlockGrads<T>,
     ) {
-        let zero = T::zero();
         copy(&mut grads.down, d_h);
         self.drop_out(&tape.dropout, Place::FeedForward, &mut grads.down);
-        self.down_proj
-            .backward_input(&grads.down, zero, &mut grads.ffn_in);
-        grads.product.fill(zero);
-        let (x, d_y, d_x) = (&tape.product, &grads.ffn_in, &mut grads.product);
-        self.ffn_sub_norm.backward(x, d_y, &mut tape.ffn_out, d_x);
+        let (to, x_tape) = (&mut grads.ffn_in, &mut tape.ffn_out);
+        self.ffn_out
+            .backward_linear(0, &self.down_proj, &grads.down, x_tape, to);
+        grads.product.fill(T::zero());
+        self.ffn_out
+            .backward(&tape.product, x_tape, to, &mut grads.product);
 
         let inputs = (flat(&tape.gate), flat(&tape.up));
         let outputs = (flat_mut(&mut grads.gate), flat_mut(&mut grads.up));
@@ -314,11 +318,12 @@ impl<T: Real> Block<T> {
             d_product,
             outputs
         ));
-        let (gate, up, d_x) = (&mut grads.gate, &mut grads.up, &mut grads.hidden_in);
-        self.gate_proj.backward_input(gate, zero, d_x);
-        self.up_proj.backward_input(up, T::one(), d_x);
-        self.ffn_norm
-            .backward(&tape.middle, d_x, &mut tape.ffn_in, d_h);
+        let (to, x_tape) = (&mut grads.hidden_in, &mut tape.ffn_in);
+        self.ffn_in
+            .backward_linear(0, &self.gate_proj, &grads.gate, x_tape, to);
+        self.ffn_in
+            .backward_linear(1, &self.up_proj, &grads.up, x_tape, to);
+        self.ffn_in.backward(&tape.middle, x_tape, to, d_h);
     }
 
     /// Queues the weight gradients and adds the norms', over the parts of a batch in order.
@@ -328,28 +333,22 @@ impl<T: Real> Block<T> {
         jobs: &mut Vec<GradientJob<'a, T>>,
     ) {
         let tapes = || terms.iter().map(|(tape, _)| *tape);
-        self.attn_norm.collect_gradient(tapes().map(|t| &t.attn_in));
-        self.attn_sub_norm
-            .collect_gradient(tapes().map(|t| &t.attn_out));
-        self.ffn_norm.collect_gradient(tapes().map(|t| &t.ffn_in));
-        self.ffn_sub_norm
-            .collect_gradient(tapes().map(|t| &t.ffn_out));
+        self.attn_in.collect_gradient(tapes().map(|t| &t.attn_in));
+        self.attn_out.collect_gradient(tapes().map(|t| &t.attn_out));
+        self.ffn_in.collect_gradient(tapes().map(|t| &t.ffn_in));
+        self.ffn_out.collect_gradient(tapes().map(|t| &t.ffn_out));
         let of_attention: Vec<_> = terms
             .iter()
-            .map(|(t, g)| (&t.attn_in.activations, &t.attention, &g.attention))
+            .map(|(t, g)| (&t.attn_in, &t.attention, &g.attention))
             .collect();
         self.attention.collect_gradients(&of_attention, jobs);
         type Term<'a, T> = (&'a BlockTape<T>, &'a BlockGrads<T>);
         type Of<T> = for<'t> fn(&Term<'t, T>) -> (&'t Array2<T>, &'t Activations<T>);
         let linears: [(&'a mut BitLinear<T>, Of<T>); 4] = [
-            (&mut self.o_proj, |(t, g)| (&g.o, &t.attn_out.activations)),
-            (&mut self.gate_proj, |(t, g)| {
-                (&g.gate, &t.ffn_in.activations)
-            }),
-            (&mut self.up_proj, |(t, g)| (&g.up, &t.ffn_in.activations)),
-            (&mut self.down_proj, |(t, g)| {
-                (&g.down, &t.ffn_out.activations)
-            }),
+            (&mut self.o_proj, |(t, g)| (&g.o, t.attn_out.of(0))),
+            (&mut self.gate_proj, |(t, g)| (&g.gate, t.ffn_in.of(0))),
+            (&mut self.up_proj, |(t, g)| (&g.up, t.ffn_in.of(1))),
+            (&mut self.down_proj, |(t, g)| (&g.down, t.ffn_out.of(0))),
         ];
         for (linear, of) in linears {
             linear.gradient(terms.iter().map(of), jobs);

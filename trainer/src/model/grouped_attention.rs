@@ -3,11 +3,11 @@
 use bitnet_formats::ModelConfig;
 use ndarray::Array2;
 
-use crate::model::attention::{AttentionGrads, AttentionTape, AttentionTerm};
+use crate::model::attention::{AttentionGrads, AttentionTape, AttentionTerm, ToInput};
 use crate::model::heads::{accumulate, gather, scatter};
+use crate::model::linear_input::LinearInputTape;
 use crate::ops::attention::HeadBuffers;
 use crate::ops::bit_linear::{BitLinear, GradientJob};
-use crate::ops::codes::Activations;
 use crate::ops::rope::Rope;
 use crate::ops::simd::vectorized;
 use crate::param::Param;
@@ -65,14 +65,14 @@ impl<T: Real> GroupedAttention<T> {
     /// Projects a part that begins at position `first`, and rotates queries and keys.
     pub fn project(
         &self,
-        x: &Activations<T>,
+        x: &LinearInputTape<T>,
         rope: &Rope<T>,
         first: usize,
         tape: &mut AttentionTape<T>,
     ) {
-        self.q_proj.forward(x, &mut tape.q);
-        self.k_proj.forward(x, &mut tape.kv_a);
-        self.v_proj.forward(x, &mut tape.kv_b);
+        self.q_proj.forward(x.of(0), &mut tape.q);
+        self.k_proj.forward(x.of(1), &mut tape.kv_a);
+        self.v_proj.forward(x.of(2), &mut tape.kv_b);
         for matrix in [&mut tape.q, &mut tape.kv_a] {
             self.for_each_head(matrix, |t, head| rope.rotate(first + t, head));
         }
@@ -111,14 +111,14 @@ impl<T: Real> GroupedAttention<T> {
         rope: &Rope<T>,
         first: usize,
         grads: &mut AttentionGrads<T>,
-        d_x: &mut Array2<T>,
+        mut to: ToInput<'_, T>,
     ) {
         for matrix in [&mut grads.q, &mut grads.kv_a] {
             self.for_each_head(matrix, |t, head| rope.rotate_back(first + t, head));
         }
-        self.q_proj.backward_input(&grads.q, T::zero(), d_x);
-        self.k_proj.backward_input(&grads.kv_a, T::one(), d_x);
-        self.v_proj.backward_input(&grads.kv_b, T::one(), d_x);
+        to.add(0, &self.q_proj, &grads.q);
+        to.add(1, &self.k_proj, &grads.kv_a);
+        to.add(2, &self.v_proj, &grads.kv_b);
     }
 
     /// Queues the weight gradients over the parts of a batch.
@@ -128,9 +128,9 @@ impl<T: Real> GroupedAttention<T> {
         jobs: &mut Vec<GradientJob<'a, T>>,
     ) {
         let [q, k, v] = self.linears_mut();
-        q.gradient(terms.iter().map(|(x, _, g)| (&g.q, *x)), jobs);
-        k.gradient(terms.iter().map(|(x, _, g)| (&g.kv_a, *x)), jobs);
-        v.gradient(terms.iter().map(|(x, _, g)| (&g.kv_b, *x)), jobs);
+        q.gradient(terms.iter().map(|(x, _, g)| (&g.q, x.of(0))), jobs);
+        k.gradient(terms.iter().map(|(x, _, g)| (&g.kv_a, x.of(1))), jobs);
+        v.gradient(terms.iter().map(|(x, _, g)| (&g.kv_b, x.of(2))), jobs);
     }
 
     /// First column of the key and value head that query head `h` reads.

@@ -68,6 +68,11 @@ impl<T: Real> InputNorm<T> {
         }
     }
 
+    /// True for a place without a norm.
+    pub const fn is_absent(&self) -> bool {
+        self.gain.is_none()
+    }
+
     /// The gain, where there is one.
     pub fn params(&self) -> impl Iterator<Item = &Param<T>> {
         self.gain.iter()

@@ -17,12 +17,12 @@ use bitnet_formats::quant::NonFinite;
 use bitnet_formats::{Attention, ModelConfig};
 use ndarray::Array2;
 
-use crate::model::attention::{AttentionGrads, AttentionTape, AttentionTerm, Widths};
+use crate::model::attention::{AttentionGrads, AttentionTape, AttentionTerm, ToInput, Widths};
 use crate::model::heads::{add_block, copy_block, gather, scatter};
 use crate::model::input_norm::InputNorm;
+use crate::model::linear_input::LinearInputTape;
 use crate::ops::attention::HeadBuffers;
 use crate::ops::bit_linear::{BitLinear, GradientJob};
-use crate::ops::codes::Activations;
 use crate::ops::rope::Rope;
 use crate::ops::simd::vectorized;
 use crate::param::Param;
@@ -108,14 +108,14 @@ impl<T: Real> LatentAttention<T> {
     /// [`NonFinite`] from the latent's quantiser.
     pub fn project(
         &self,
-        x: &Activations<T>,
+        x: &LinearInputTape<T>,
         rope: &Rope<T>,
         first: usize,
         quantize: bool,
         tape: &mut AttentionTape<T>,
     ) -> Result<(), NonFinite> {
-        self.q_proj.forward(x, &mut tape.q);
-        self.kv_a_proj.forward(x, &mut tape.kv_a);
+        self.q_proj.forward(x.of(0), &mut tape.q);
+        self.kv_a_proj.forward(x.of(1), &mut tape.kv_a);
         self.rotate(&mut tape.q, &mut tape.kv_a, |t, part| {
             rope.rotate(first + t, part);
         });
@@ -169,14 +169,14 @@ impl<T: Real> LatentAttention<T> {
         first: usize,
         tape: &mut AttentionTape<T>,
         grads: &mut AttentionGrads<T>,
-        d_x: &mut Array2<T>,
+        mut to: ToInput<'_, T>,
     ) {
         self.rotate(&mut grads.q, &mut grads.kv_a, |t, part| {
             rope.rotate_back(first + t, part);
         });
         self.backward_latent(tape, grads);
-        self.q_proj.backward_input(&grads.q, T::zero(), d_x);
-        self.kv_a_proj.backward_input(&grads.kv_a, T::one(), d_x);
+        to.add(0, &self.q_proj, &grads.q);
+        to.add(1, &self.kv_a_proj, &grads.kv_a);
     }
 
     fn backward_latent(&self, tape: &mut AttentionTape<T>, grads: &mut AttentionGrads<T>) {
@@ -195,8 +195,8 @@ impl<T: Real> LatentAttention<T> {
         self.kv_a_norm
             .collect_gradient(terms.iter().map(|(_, tape, _)| &tape.latent));
         let [q, kv_a, kv_b] = self.linears_mut();
-        q.gradient(terms.iter().map(|(x, _, g)| (&g.q, *x)), jobs);
-        kv_a.gradient(terms.iter().map(|(x, _, g)| (&g.kv_a, *x)), jobs);
+        q.gradient(terms.iter().map(|(x, _, g)| (&g.q, x.of(0))), jobs);
+        kv_a.gradient(terms.iter().map(|(x, _, g)| (&g.kv_a, x.of(1))), jobs);
         let of_latent = |(_, tape, g): &AttentionTerm<'a, T>| (&g.kv_b, &tape.latent.activations);
         kv_b.gradient(terms.iter().map(of_latent), jobs);
     }

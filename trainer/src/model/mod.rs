@@ -12,6 +12,7 @@ pub mod grouped_attention;
 mod heads;
 pub mod input_norm;
 pub mod latent_attention;
+pub mod linear_input;
 pub mod sequence;
 
 use std::collections::BTreeMap;
@@ -115,7 +116,7 @@ impl<T: Real> Model<T> {
         &self.config
     }
 
-    /// Parameters, in file order.
+    /// Parameters, in the order in which the forward pass needs them.
     #[must_use]
     pub fn params(&self) -> Vec<&Param<T>> {
         let mut params = vec![&self.embedding];
