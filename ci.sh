@@ -61,12 +61,14 @@ cross() {
 mpi() { tests/mpi.sh; }
 
 all() {
-    local step
+    local step start
     for step in fmt clippy test features nostd doc bench-build fuzz cross mpi; do
         echo "== $step"
+        start=$SECONDS
         "$step"
+        echo "== $step passed in $((SECONDS - start)) s"
     done
-    echo "== all passed"
+    echo "== all passed in $SECONDS s"
 }
 
 for step in "${@:-all}"; do
