@@ -573,7 +573,7 @@ mod tests {
             let old = settings.clone();
             let values = [
                 "7", "0.375", "false", "true", "grouped", "silu", "linear", "tail", "shuffled",
-                "on",
+                "bf16", "on",
             ];
             let changed = values.iter().any(|value| {
                 let mut at = old.clone();
