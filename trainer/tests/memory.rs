@@ -70,17 +70,17 @@ fn the_formula_is_what_is_allocated() {
             "train.batch=1",
         ],
     ];
+    // One pool: what the threads of an earlier one give back late would be counted.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build();
+    let pool = pool.unwrap();
     for sets in cases {
         let mut settings = Settings::preset(Preset::Nano);
         for assignment in sets {
             keys::apply(&mut settings, assignment).unwrap();
         }
         for keep in [Keep::Activations, Keep::Inputs] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build();
             let before = IN_USE.load(Ordering::Relaxed);
-            let trainer = pool
-                .unwrap()
-                .install(|| Trainer::new(settings.clone(), None, keep));
+            let trainer = pool.install(|| Trainer::new(settings.clone(), None, keep));
             let held = IN_USE.load(Ordering::Relaxed) - before;
             let estimate = MemoryEstimate::new(&settings, keep, &AROUND);
             let formula = estimate.weight_bytes + estimate.activation_bytes;
