@@ -164,17 +164,16 @@ def our_rates(shape: Shape, threads: int, precision: str, out: Path) -> list[flo
 def compare(shape: Shape, threads: int, precision: str, ways: list[Way], rounds: int, folder: Path):
     """One row: medians of ours and of the fastest way."""
     torch.set_num_threads(threads)
-    ours = [our_rates(shape, threads, precision, folder / "run")]
+    our_rates(shape, threads, precision, folder / "run")  # makes the model that PyTorch loads
     runs = [TorchRun(folder / "run", shape, way) for way in ways]
-    theirs = [[] for _ in ways]
+    ours, theirs = [], [[] for _ in ways]
     for run in runs:
         run.step()
     for _ in range(rounds):
-        ours.append(our_rates(shape, threads, precision, folder / "run"))
+        ours.append(statistics.median(our_rates(shape, threads, precision, folder / "run")))
         for rates, run in zip(theirs, runs):
             rates.append(run.rates())
     medians = [statistics.median(sum(rates, [])) for rates in theirs]
-    ours = [statistics.median(rates) for rates in ours[1:]]
     middle, best = statistics.median(ours), max(medians)
     name = ways[medians.index(best)].name
     spread = f"{min(ours):.0f} to {max(ours):.0f}"
